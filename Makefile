@@ -1,0 +1,65 @@
+# `make demo` and `make test` set everything up on a fresh machine; the rest is for development.
+PYTHON ?= python3
+VENV ?= .venv
+# TORCH names the version and build of PyTorch to install; for Linux, PyPI has the one with CUDA (gigabytes).
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format docs bench report dev kernels cuda-all clean
+
+demo: $(VENV)/demo.ready
+	$(BIN)/idsel demo
+
+test: $(VENV)/test.ready
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report=term -m 'not kernels'
+
+lint: $(VENV)/lint.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/lint.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
+
+docs: $(VENV)/test.ready
+	$(BIN)/mkdocs build --strict
+
+# GPU kernels without a GPU: CUDA in an emulator, Triton in its interpreter, and what the compiler makes of them; the
+# C++ library under sanitizers.
+kernels: $(VENV)/test.ready
+	$(BIN)/pytest --numprocesses $(WORKERS) -m kernels
+
+# Every architecture, with spilled registers as errors; needs nvcc and no GPU.
+cuda-all:
+	cmake -S . -B build/cuda-all -G Ninja -DIDSEL_CUDA=ON -DIDSEL_CUDA_ARCHS=all -DIDSEL_CUDA_STRICT=ON
+	cmake --build build/cuda-all --target idsel
+
+# The record of this machine; run it while nothing else does.
+bench: $(VENV)/bench.ready
+	$(BIN)/python -m bench --out bench/results
+
+report: $(VENV)/bench.ready
+	$(BIN)/python -m bench report
+
+dev: $(VENV)/test.ready $(VENV)/lint.ready
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "idsel_kernels needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH) numpy
+
+# mypy reads the types of torch and of the test tools, so lint needs what the tests need.
+$(VENV)/lint.ready: $(VENV)/test.ready
+
+$(VENV)/%.ready: pyproject.toml setup.py | $(VENV)/bin/python
+	$(PIP) --editable '.[$*]'
+	touch $@

@@ -1,0 +1,135 @@
+"""`bench compare` of two records, and `bench verify` of records against the sources."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from . import records
+from .console import OUT, time_text
+
+KEY = ("suite", "provider", "rule", "input", "dtype", "B", "N", "D", "k")
+
+
+class Change(NamedTuple):
+    """One row of both records.
+
+    Attributes:
+        ratio: median of B over that of A; None where one has no time.
+        verdict: "faster", "slower", "within the spread", "only in A", "only in B", or the states where these differ.
+    """
+
+    key: tuple[Any, ...]
+    clock: str
+    before: float | None
+    after: float | None
+    ratio: float | None
+    verdict: str
+
+
+def changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
+    """Compares the rows that are about the same thing. A change counts where the spreads (p20 to p80) lie apart."""
+    first, second = ({_key(row): row for row in record["rows"]} for record in (a, b))
+    for key in dict.fromkeys([*first, *second]):
+        if key not in first or key not in second:
+            yield Change(key, "eager", None, None, None, "only in A" if key in first else "only in B")
+            continue
+        before, after = first[key], second[key]
+        if before["status"] != after["status"]:
+            yield Change(key, "eager", None, None, None, f"{before['status']} → {after['status']}")
+            continue
+        for clock in ("eager", "graph"):
+            if before.get(clock) and after.get(clock):
+                yield _timed(key, clock, before[clock], after[clock])
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEY)
+
+
+def _timed(key: tuple[Any, ...], clock: str, before: dict[str, float], after: dict[str, float]) -> Change:
+    ratio = after["median_us"] / before["median_us"]
+    verdict = "within the spread"
+    if after["p20_us"] > before["p80_us"]:
+        verdict = "slower"
+    elif after["p80_us"] < before["p20_us"]:
+        verdict = "faster"
+    return Change(key, clock, before["median_us"], after["median_us"], ratio, verdict)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `compare`."""
+    parser = argparse.ArgumentParser(prog="python -m bench compare", description="What changed from A to B.")
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    parser.add_argument("--all", action="store_true", help="also show what stayed within the spread")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m bench compare A.json B.json`; status 1 where one of our engines is slower or no longer right."""
+    arguments = parser().parse_args(argv)
+    a, b = records.read(arguments.a), records.read(arguments.b)
+    found = list(changes(a, b))
+    _print_heads(a, b)
+    shown = [change for change in found if arguments.all or change.verdict != "within the spread"]
+    if shown:
+        OUT.print(_table(shown))
+    counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in ("faster", "slower")}
+    same = sum(c.verdict == "within the spread" for c in found)
+    OUT.print(f"{counts['faster']} faster, {counts['slower']} slower, {same} within the spread of p20 to p80")
+    return 1 if any(_is_regression(change) for change in found) else 0
+
+
+def _is_regression(change: Change) -> bool:
+    ours = change.key[KEY.index("provider")] in records.SOURCES
+    return ours and (change.verdict == "slower" or change.verdict.endswith("→ wrong"))
+
+
+def _print_heads(a: dict[str, Any], b: dict[str, Any]) -> None:
+    for name, record in (("A", a), ("B", b)):
+        commit = record["git"]["commit"] or "unknown commit"
+        OUT.print(f"{name}: {records.title(record)}, {record['environment']['taken']}, {commit[:12]}")
+
+
+def _table(found: list[Change]) -> Table:
+    table = Table()
+    for heading in ("suite", "provider", "rule", "input", "dtype", "B", "N", "D", "k", "clock"):
+        table.add_column(heading)
+    for heading in ("A", "B", "B / A", "verdict"):
+        table.add_column(heading, justify="right")
+    for change in found:
+        times = ["" if t is None else time_text(t) for t in (change.before, change.after)]
+        ratio = "" if change.ratio is None else f"{change.ratio:.2f}"
+        key = ["" if part is None else str(part) for part in change.key]
+        table.add_row(*key, change.clock, *times, ratio, change.verdict)
+    return table
+
+
+def verify_parser() -> argparse.ArgumentParser:
+    """The command line of `verify`."""
+    parser = argparse.ArgumentParser(prog="python -m bench verify", description="Do records match the sources?")
+    parser.add_argument("records", nargs="*", type=Path, help="default: all of bench/results")
+    return parser
+
+
+def verify_main(argv: Sequence[str]) -> int:
+    """`python -m bench verify`; status 1 where a record is not of the sources as they are."""
+    arguments = verify_parser().parse_args(argv)
+    paths = arguments.records or sorted(records.RESULTS.glob("*.json"))
+    now, stale = records.source_hashes(), 0
+    for path in paths:
+        record = records.read(path)
+        changed = records.changed_sources(record, now)
+        stale += bool(changed)
+        about = f"{path.name}: {records.title(record)}, engines {', '.join(record['engines']) or 'none'}"
+        OUT.print(f"{about}: {'STALE' if changed else 'matches the sources'}", soft_wrap=True)
+        for name in changed:
+            OUT.print(f"  changed since: {name}", soft_wrap=True)
+    if not paths:
+        OUT.print("no records")
+    return 1 if stale else 0

@@ -1,0 +1,212 @@
+"""Registers, spills, shared memory and tensor-core instructions of the Triton kernel, compiled without a GPU.
+
+    python bench/triton_resources.py [--targets cuda:90 hip:gfx942] [--rules IDSelection] [--markdown]
+
+Compiles with the compiler inside Triton for each target; nothing runs. A stack of 0 bytes means that nothing spilled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from idsel_kernels import rules
+from idsel_kernels.problem import Problem
+from idsel_kernels.triton_impl import kernels, launch
+
+TARGETS = {
+    "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
+    "cuda:100": GPUTarget("cuda", 100, 32),
+    "cuda:120": GPUTarget("cuda", 120, 32),
+    "hip:gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# What a block may have, in bytes.
+SHARED_LIMIT = {
+    "cuda:80": 163 * 1024, "cuda:90": 227 * 1024, "cuda:100": 227 * 1024, "cuda:120": 99 * 1024,
+    "hip:gfx942": 64 * 1024,
+}  # fmt: skip
+# The instructions of the matrix units, in PTX or in the assembly of AMD.
+MATRIX_INSTRUCTION = {
+    "cuda:80": r"\bmma\.sync\b", "cuda:90": r"\bwgmma\.mma_async\b", "cuda:100": r"\b(tcgen05\.mma|mma\.sync)\b",
+    "cuda:120": r"\bmma\.sync\b", "hip:gfx942": r"\bv_mfma_",
+}  # fmt: skip
+POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+# One of each family: a value per token, all pairs first, history, whole Gram, no Gram.
+FAMILIES = ("IDSelection", "MMR", "MaxMin", "HardSuppress", "DPP", "Coverage", "TopK")
+
+
+class Variant(NamedTuple):
+    """A call to compile for."""
+
+    rule: str = "IDSelection"
+    dtype: torch.dtype = torch.bfloat16
+    tokens: int = 576
+    dim: int = 1024
+    batch: int = 1
+    k: int = 64
+    ragged: bool = False
+    mask: bool = False
+    counts: bool = False
+    sort: bool = False
+    budget_bytes: int = 2**30
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        flags = [name for name in ("ragged", "mask", "counts", "sort") if getattr(self, name)]
+        return "-".join([self.rule, dtype, f"N{self.tokens}", f"D{self.dim}", *flags])
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes. `stack` is bytes of local memory per thread: 0 where nothing spilled."""
+
+    registers: int
+    stack: int
+    shared: int
+    matrix_instructions: int
+    num_warps: int
+    seconds: float
+
+
+def plan_of(variant: Variant, target: str) -> launch.Plan:
+    """The launch that the engine would make on this target."""
+    backend, arch = target.split(":")
+    counts = (variant.k,) * variant.batch if variant.counts else (variant.k,)
+    problem = Problem(
+        rule=rules.RULES[variant.rule](), k=counts, batch=variant.batch, tokens=variant.tokens, dim=variant.dim,
+        dtype=variant.dtype, device=torch.device("cuda", 0), ragged=variant.ragged, has_importance=True,
+        has_mask=variant.mask, sort=variant.sort,
+    )  # fmt: skip
+    return launch.make_plan(problem, int(arch) if backend == "cuda" else 0, variant.budget_bytes)
+
+
+def source_of(variant: Variant, plan: launch.Plan) -> ASTSource:
+    """The kernel with the specialisation that contiguous, aligned inputs get."""
+    function = kernels.select_kernel
+    features = POINTER[variant.dtype]
+    pointers = {
+        "features_ptr": features, "importance_ptr": "*fp32", "mask_ptr": "*i1" if variant.mask else features,
+        "cu_seqlens_ptr": "*i32", "counts_ptr": "*i32", "workspace_ptr": "*fp32", "counters_ptr": "*i32",
+        "indices_ptr": "*i64", "scores_ptr": "*fp32",
+    }  # fmt: skip
+    wide = {"gram_width", "scratch_width", "scratch_offset"}
+    constants: dict[str, Any] = {**plan.constexprs, "stride_fd": 1}
+    signature = {}
+    for name in function.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = pointers[name]
+        elif re.fullmatch(r"f\d", name):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i64" if name.startswith("stride") or name in wide else "i32"
+    divisible = {"features_ptr", "workspace_ptr", "indices_ptr", "scores_ptr"}
+    divisible |= {"gram_width", "scratch_width", "scratch_offset"}
+    divisible |= {"stride_fn", "stride_fb"} if variant.dim % 16 == 0 else set()
+    divisible |= {"dim"} if variant.dim % 16 == 0 else set()
+    places = {name: (function.arg_names.index(name),) for name in (*divisible, *constants)}
+    attributes = {places[name]: [["tt.divisibility", 16]] for name in divisible}
+    return ASTSource(function, signature, {places[name]: value for name, value in constants.items()}, attributes)
+
+
+def compile_for(variant: Variant, target: str) -> Resources:
+    """Compiles one variant for one target."""
+    plan = plan_of(variant, target)
+    begin = time.monotonic()
+    kernel = triton.compile(source_of(variant, plan), target=TARGETS[target], options=dict(plan.options))
+    seconds = time.monotonic() - begin
+    if target.startswith("cuda"):
+        registers, stack = _cubin_usage(kernel.asm["cubin"])
+        text = kernel.asm["ptx"]
+    else:
+        text = kernel.asm["amdgcn"]
+        registers = _field(text, "vgpr_count")
+        stack = _field(text, "vgpr_spill_count") * 4 + _field(text, "private_segment_fixed_size")
+    matrix = len(re.findall(MATRIX_INSTRUCTION[target], text))
+    return Resources(registers, stack, kernel.metadata.shared, matrix, plan.options["num_warps"], seconds)
+
+
+def _cubin_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes per thread, by the tool that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
+    if usage is None:
+        raise RuntimeError(f"cuobjdump prints no resource usage: {listing}")
+    registers, stack, local = (int(number) for number in usage.groups())
+    return registers, stack + local
+
+
+def _field(assembly: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+    if found is None:
+        raise RuntimeError(f"the assembly does not state .{name}")
+    return int(found[1])
+
+
+def default_variants(names: list[str]) -> Iterator[Variant]:
+    """Each rule at the usual size, then one rule over dtypes, sizes and features."""
+    for name in names:
+        yield Variant(name)
+    first = names[0]
+    yield Variant(first, torch.float32)
+    yield Variant(first, torch.float16)
+    yield Variant(first, tokens=2880, dim=3584)
+    yield Variant(first, tokens=4096)
+    yield Variant(first, tokens=16384, dim=3584)
+    yield Variant(first, tokens=32768, dim=3584)
+    yield Variant(first, ragged=True, mask=True, counts=True, sort=True, batch=4)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--rules", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--markdown", action="store_true", help="registers and shared memory as in docs/triton_engine.md"
+    )
+    options = parser.parse_args(arguments)
+    variants = list(default_variants(options.rules))
+    if options.markdown:
+        print(f"| registers, KiB shared | {' | '.join(options.targets)} |")
+        print("|---|" + "---:|" * len(options.targets))
+        for variant in variants:
+            used = [compile_for(variant, target) for target in options.targets]
+            cells = (_cell(resources) for resources in used)
+            print(f"| {variant}, {used[0].num_warps} warps | {' | '.join(cells)} |", flush=True)
+        return 0
+    line = "{:<11} {:<58}" + " {:>9}" * 6
+    print(line.format("target", "variant", "warps", "registers", "stack", "shared", "matrix", "seconds"))
+    for variant in variants:
+        for target in options.targets:
+            used = compile_for(variant, target)
+            cells = (used.num_warps, used.registers, used.stack, used.shared, used.matrix_instructions)
+            print(line.format(target, str(variant), *cells, f"{used.seconds:.1f}"), flush=True)
+    return 0
+
+
+def _cell(used: Resources) -> str:
+    spilled = f", {used.stack} bytes of stack" if used.stack else ""
+    return f"{used.registers}, {used.shared / 1024:.0f}{spilled}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+#include "cpu/coverage_model.h"
+
+namespace idsel::cpu {
+
+CoverageModel::CoverageModel(const Coverage& rule, Run& run)
+    : rule_(rule),
+      run_(run),
+      planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), true),
+      cover_(static_cast<size_t>(run.sample.n), std::numeric_limits<float>::infinity()),
+      gain_(static_cast<size_t>(run.sample.n)),
+      saliency_(static_cast<size_t>(run.sample.n)),
+      version_(static_cast<size_t>(run.sample.n), -1),
+      rows_(static_cast<size_t>(run.sample.n)) {
+    run.similarity.know_all_norms();
+    int64_t takes_part = 0;
+    for (int64_t j = 0; j < run.sample.n; ++j) {
+        const auto at = static_cast<size_t>(j);
+        if (run.competes(j) && !run.similarity.finite(j)) run.demote(j);
+        if (!run.competes(j)) continue;
+        ++takes_part;
+        cover_[at] = 0.0f;
+        saliency_[at] = rule.saliency(run.sample.importance[at]);
+        lazy_ = lazy_ && rule.rises_with_gain(saliency_[at]);
+    }
+    // No similarity exceeds 1.
+    for (float& gain : gain_) gain = static_cast<float>(takes_part);
+    if (!lazy_) run.similarity.make_gram();
+}
+
+int64_t CoverageModel::advance(int64_t j) {
+    const auto at = static_cast<size_t>(j);
+    if (!run_.similarity.has_gram() && !rows_[at]) provide_row(j);
+    gain_[at] = run_.similarity.kernels().gain(row(j), cover_.data(), run_.sample.n);
+    version_[at] = picked_;
+    return 0;  // rows count themselves
+}
+
+void CoverageModel::provide_row(int64_t j) {
+    if (!gram_pays(j)) {
+        compute_row(j);
+        return;
+    }
+    run_.similarity.make_gram();
+    rows_.clear();
+    run_.path = rows_computed_ > 0 ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_GRAM;
+}
+
+bool CoverageModel::take(const Pick& pick) {
+    const float* covered = row(pick.token);
+    for (int64_t i = 0; i < run_.sample.n; ++i) {
+        float& cover = cover_[static_cast<size_t>(i)];
+        if (cover < std::numeric_limits<float>::infinity()) cover = rule_.cover(cover, covered[i]);
+    }
+    ++picked_;
+    return true;
+}
+
+const float* CoverageModel::row(int64_t j) const {
+    return run_.similarity.has_gram() ? run_.similarity.gram_row(j) : rows_[static_cast<size_t>(j)].get();
+}
+
+void CoverageModel::compute_row(int64_t j) {
+    const int64_t n = run_.sample.n;
+    std::unique_ptr<float[]> row(new float[static_cast<size_t>(n)]);
+    run_.similarity.team().parallel_for(n, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const float* other = rows_[static_cast<size_t>(i)].get();
+            row[static_cast<size_t>(i)] = other != nullptr ? other[j] : run_.similarity(j, i);
+        }
+    });
+    row[static_cast<size_t>(j)] = run_.similarity.nonzero(j) ? 1.0f : 0.0f;
+    run_.similarity.count_dots(n - 1 - rows_computed_);
+    ++rows_computed_;
+    rows_[static_cast<size_t>(j)] = std::move(row);
+}
+
+// The rows still needed for this pick are at most those whose bound exceeds the best exact priority known.
+bool CoverageModel::gram_pays(int64_t j) const {
+    float best = WinnerTree::kNone;
+    for (int64_t i = 0; i < run_.sample.n; ++i) {
+        if (run_.competes(i) && fresh(i) && key(i) > best) best = key(i);
+    }
+    int64_t rows = rows_computed_;
+    for (int64_t i = 0; i < run_.sample.n; ++i) {
+        rows += run_.competes(i) && !rows_[static_cast<size_t>(i)] && key(i) > best;
+    }
+    // Nothing exact yet: one row tells more.
+    if (best == WinnerTree::kNone && rows_computed_ == 0 && key(j) > best) return false;
+    return planner_.rows_cost(static_cast<double>(rows), 0) > planner_.gram_cost();
+}
+
+}  // namespace idsel::cpu

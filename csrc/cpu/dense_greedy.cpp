@@ -1,0 +1,89 @@
+// The dense path: after every pick all priorities are brought up to date, from the whole Gram or from one row of it.
+#include <atomic>
+
+#include "cpu/coverage_model.h"
+#include "cpu/dpp_model.h"
+#include "cpu/greedy.h"
+#include "cpu/row_model.h"
+#include "cpu/winner_tree.h"
+
+namespace idsel::cpu {
+namespace {
+
+// Finds out who does not take part, which the parallel loops take as known.
+template <class Model>
+void settle_who_competes(Model& model, Run& run, std::vector<uint8_t>& eligible) {
+    run.similarity.know_all_norms();
+    for (int64_t j = 0; j < run.sample.n; ++j) {
+        if (run.competes(j) && !run.similarity.finite(j)) run.demote(j);
+        eligible[static_cast<size_t>(j)] = run.competes(j) && model.eligible(j);
+    }
+}
+
+template <class Model>
+int64_t best_token(const Model& model, const Run& run, const std::vector<uint8_t>& eligible) {
+    int64_t best = -1;
+    float best_key = WinnerTree::kNone;
+    for (int64_t j = 0; j < run.sample.n; ++j) {
+        if (!eligible[static_cast<size_t>(j)] || !run.competes(j)) continue;
+        const float key = model.key(j);
+        if (key > best_key) {
+            best = j;
+            best_key = key;
+        }
+    }
+    return best;
+}
+
+template <class Model>
+void prepare_source(Model& model, Run& run) {
+    Similarity& similarity = run.similarity;
+    if (!similarity.has_gram()) {
+        const Planner planner(run.sample.n, run.sample.dim, similarity.team().threads(), similarity.gram_fits_budget());
+        const bool gram =
+            planner.gram_beats_rows(static_cast<double>(run.remaining()), static_cast<double>(stale_pairs(model, run)));
+        if (gram) similarity.make_gram();
+        run.path = gram ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_LAZY_ROWS;
+    }
+    if (run.picks.empty()) run.path = IDSEL_PATH_GRAM;
+}
+
+}  // namespace
+
+template <class Model>
+void dense_greedy(Model& model, Run& run) {
+    Similarity& similarity = run.similarity;
+    std::vector<uint8_t> eligible(static_cast<size_t>(run.sample.n));
+    settle_who_competes(model, run, eligible);
+    prepare_source(model, run);
+    // A token takes nanoseconds with a Gram, and waking a thread thousands of them.
+    const int64_t grain = similarity.has_gram() ? 4096 : 16;
+    while (!run.done()) {
+        if (model.due()) model.begin();
+        std::atomic<int64_t> dots{0};
+        similarity.team().parallel_for(run.sample.n, grain, [&](int64_t begin, int64_t end) {
+            int64_t mine = 0;
+            for (int64_t j = begin; j < end; ++j) {
+                if (!eligible[static_cast<size_t>(j)] || !run.competes(j)) continue;
+                while (!model.fresh(j)) mine += model.advance(j);
+            }
+            dots.fetch_add(mine, std::memory_order_relaxed);
+        });
+        similarity.count_dots(dots.load());
+        const int64_t best = best_token(model, run, eligible);
+        if (best < 0) return;
+        const Pick pick{best, model.key(best)};
+        run.take(pick.token, pick.priority);
+        model.take(pick);
+    }
+}
+
+template void dense_greedy(RowModel<IDSelection>&, Run&);
+template void dense_greedy(RowModel<MMR>&, Run&);
+template void dense_greedy(RowModel<MaxMin>&, Run&);
+template void dense_greedy(RowModel<HardSuppress>&, Run&);
+template void dense_greedy(RowModel<TopK>&, Run&);
+template void dense_greedy(DppModel&, Run&);
+template void dense_greedy(CoverageModel&, Run&);
+
+}  // namespace idsel::cpu

@@ -1,0 +1,91 @@
+// DPP: one value per token and one per token and earlier pick.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/greedy.h"
+#include "cpu/winner_tree.h"
+#include "rules/rules.h"
+
+namespace idsel::cpu {
+
+class DppModel {
+  public:
+    static constexpr bool kSweeps = true;
+
+    DppModel(const DPP& rule, Run& run) : rule_(rule), run_(run) {
+        const int64_t n = run.sample.n;
+        width_ = std::min(run.sample.k, n);
+        d_.resize(static_cast<size_t>(n));
+        seen_.resize(static_cast<size_t>(n));
+        history_.reset(new float[static_cast<size_t>(n * width_)]);  // written before it is read
+        for (int64_t j = 0; j < n; ++j) d(j) = run.competes(j) ? rule.start(quality(j)) : 0.0f;
+        rank_floor_ = rule.rank_floor(largest());
+    }
+
+    bool lazy() const { return true; }
+    bool begun() const { return true; }
+    bool due() const { return false; }
+    void begin() {}
+
+    float key(int64_t j) const { return rule_.priority(d(j), rank_floor_); }
+    // A zero row has L_jj = 0, which is found out when its norm is.
+    bool eligible(int64_t j) { return run_.similarity.nonzero(j); }
+    bool fresh(int64_t j) const { return seen(j) >= picked() || key(j) == WinnerTree::kNone; }
+
+    int64_t advance(int64_t j) {
+        const Pick& pick = picks_[static_cast<size_t>(seen(j))];
+        const float c = run_.similarity(pick.token, j);
+        const int64_t step = seen_[static_cast<size_t>(j)]++;
+        const float overlap = run_.similarity.kernels().dot[IDSEL_FLOAT32](history(pick.token), history(j), step);
+        const float e = rule_.component(quality(pick.token), c, quality(j), overlap, pick.priority);
+        history(j)[step] = e;
+        d(j) = rule_.absorb(d(j), e);
+        return run_.similarity.has_gram() ? 0 : 1;
+    }
+
+    bool take(const Pick& pick) {
+        picks_.push_back(pick);
+        return true;
+    }
+
+    static constexpr bool kDense = true;
+    int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
+
+  private:
+    float& d(int64_t j) { return d_[static_cast<size_t>(j)]; }
+    float d(int64_t j) const { return d_[static_cast<size_t>(j)]; }
+    int32_t seen(int64_t j) const { return seen_[static_cast<size_t>(j)]; }
+    int64_t picked() const { return static_cast<int64_t>(picks_.size()); }
+    float quality(int64_t j) const { return rule_.quality(run_.sample.importance[static_cast<size_t>(j)]); }
+    float* history(int64_t j) { return history_.get() + j * width_; }
+
+    // The largest L_jj of a token that takes part: norms are read from the top down until one is positive.
+    float largest() {
+        std::vector<int64_t> order;
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            if (run_.competes(j)) order.push_back(j);
+        }
+        const auto less = [this](int64_t a, int64_t b) { return d(a) < d(b); };
+        std::make_heap(order.begin(), order.end(), less);
+        for (; !order.empty(); order.pop_back()) {
+            std::pop_heap(order.begin(), order.end(), less);
+            if (run_.similarity.nonzero(order.back())) return d(order.back());
+        }
+        return 0.0f;
+    }
+
+    DPP rule_;
+    Run& run_;
+    int64_t width_ = 0;
+    float rank_floor_ = 0;
+    std::vector<float> d_;
+    std::vector<int32_t> seen_;
+    std::vector<Pick> picks_;
+    std::unique_ptr<float[]> history_;  // (n, width): e of each token along the picks it has seen
+};
+
+}  // namespace idsel::cpu

@@ -1,0 +1,44 @@
+// Dot products and what else is worth SIMD, one table of functions per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "idsel/select.h"
+
+namespace idsel::cpu {
+
+// The dot product that every path of the engine uses is defined to the last bit, so that a similarity does not
+// depend on who computed it: the lazy path, a row, a tile of the Gram, whichever thread. Blocks of kBlock elements;
+// in a block 16 running sums by fused multiply-add, lane l taking the elements l, l + 16, ...; the lanes added in
+// halves (l and l + 8, then 4, 2, 1); the blocks added in order. All in float32, whatever the dtype of the features.
+constexpr int64_t kLanes = 16;
+constexpr int64_t kBlock = 512;
+
+// Rows handed to `gram_tile` come in multiples of this, so that every instruction set's register tile divides it.
+constexpr int64_t kRowMultiple = 12;
+
+struct Kernels {
+    idsel_isa isa;
+    const char* name;
+    // <a, b> over dim elements; by dtype.
+    float (*dot[3])(const void* a, const void* b, int64_t dim);
+    // `count` elements as float32; by dtype.
+    void (*to_float[3])(const void* from, int64_t count, float* to);
+    // c[i * c_stride + j] += the block dot product of row i of a and row j of b. Rows are `stride` apart and `length`
+    // long, a multiple of kLanes of at most kBlock; `rows_a` and `rows_b` are multiples of kRowMultiple.
+    void (*gram_tile)(const float* a, const float* b, int64_t stride, int64_t length, int64_t rows_a, int64_t rows_b,
+                      float* c, int64_t c_stride);
+    // Sum over i < n of max(0, row[i] - cover[i]), in lanes like a dot product. A NaN counts as 0.
+    float (*gain)(const float* row, const float* cover, int64_t n);
+};
+
+// The table of an instruction set, or nullptr where this build or machine has none. AUTO gives the best there is.
+const Kernels* kernels(int32_t isa);
+
+// One per instruction set; nullptr where it was not built.
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace idsel::cpu

@@ -1,0 +1,76 @@
+// AVX-512F. Compiled with that flag; only called where the machine has it.
+#include "cpu/kernels.h"
+
+#if defined(__AVX512F__) || defined(IDSEL_EMULATE_AVX512)
+
+#ifdef IDSEL_EMULATE_AVX512
+#include IDSEL_EMULATE_AVX512
+#else
+#include <immintrin.h>
+#endif
+
+#define IDSEL_ISA_NAMESPACE avx512
+#include "cpu/kernels_impl.h"
+
+namespace idsel::cpu {
+namespace avx512 {
+
+struct Vec {
+    static constexpr int kTileA = 4;  // 24 sums, 4 rows of a and 1 of b: 29 of 32 registers
+    static constexpr int kTileB = 6;
+
+    __m512 all;
+
+    static Vec zero() { return {_mm512_setzero_ps()}; }
+    static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vec load(const Half* p) { return {_mm512_cvtph_ps(sixteen(p))}; }
+    static Vec load(const BFloat16* p) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen(p)), 16))};
+    }
+    void store(float* p) const { _mm512_storeu_ps(p, all); }
+
+    static Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.all, c.all)}; }
+    static Vec add_excess(Vec a, Vec b, Vec c) {
+        return {_mm512_add_ps(c.all, _mm512_max_ps(_mm512_sub_ps(a.all, b.all), _mm512_setzero_ps()))};
+    }
+
+    template <class V>
+    static void tile_step(const float* a, const float* b, int64_t stride, V (&sums)[4][6]) {
+        const Vec rows[4] = {load(a), load(a + stride), load(a + 2 * stride), load(a + 3 * stride)};
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; ++j) {
+            const Vec bj = load(b + j * stride);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) sums[i][j] = multiply_add(rows[i], bj, sums[i][j]);
+        }
+    }
+
+    float sum() const {
+        const __m512 swapped = _mm512_shuffle_f32x4(all, all, 0x4E);  // halves of 8 lanes exchanged
+        const __m256 eight = _mm512_castps512_ps256(_mm512_add_ps(all, swapped));
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+
+  private:
+    template <class T>
+    static __m256i sixteen(const T* p) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+};
+
+}  // namespace avx512
+
+const Kernels* avx512_kernels() {
+    static constexpr Kernels kTable = avx512::table<avx512::Vec>(IDSEL_ISA_AVX512, "AVX-512");
+    return &kTable;
+}
+
+}  // namespace idsel::cpu
+
+#else
+
+const idsel::cpu::Kernels* idsel::cpu::avx512_kernels() { return nullptr; }
+
+#endif

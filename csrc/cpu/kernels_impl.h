@@ -1,0 +1,123 @@
+// The kernels, written once over a vector type V of 16 float32 lanes. Each instruction set includes this in its own
+// namespace (IDSEL_ISA_NAMESPACE) and uses no library templates: code compiled for one instruction set must never be
+// merged by the linker with the same function compiled for another.
+#include <stdint.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+
+namespace idsel::cpu::IDSEL_ISA_NAMESPACE {
+
+struct Half {
+    uint16_t bits;
+};
+struct BFloat16 {
+    uint16_t bits;
+};
+
+// The last, incomplete vector: absent elements are zeros, which add nothing.
+template <class V, class T>
+inline V load_part(const T* from, int64_t count) {
+    T part[kLanes] = {};
+    memcpy(part, from, static_cast<size_t>(count) * sizeof(T));
+    return V::load(part);
+}
+
+// kStreams whole blocks side by side, so that their sums do not wait for one another.
+template <class V, class T, int kStreams>
+inline float add_blocks(const T* a, const T* b, float total) {
+    V sums[kStreams];
+    for (int s = 0; s < kStreams; ++s) sums[s] = V::zero();
+    for (int64_t d = 0; d < kBlock; d += kLanes) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kStreams; ++s) {
+            sums[s] = V::multiply_add(V::load(a + s * kBlock + d), V::load(b + s * kBlock + d), sums[s]);
+        }
+    }
+    for (int s = 0; s < kStreams; ++s) total += sums[s].sum();
+    return total;
+}
+
+template <class V, class T>
+float dot(const void* a_data, const void* b_data, int64_t dim) {
+    const T* a = static_cast<const T*>(a_data);
+    const T* b = static_cast<const T*>(b_data);
+    float total = 0.0f;
+    for (; dim >= 4 * kBlock; dim -= 4 * kBlock, a += 4 * kBlock, b += 4 * kBlock) {
+        total = add_blocks<V, T, 4>(a, b, total);
+    }
+    for (; dim >= 2 * kBlock; dim -= 2 * kBlock, a += 2 * kBlock, b += 2 * kBlock) {
+        total = add_blocks<V, T, 2>(a, b, total);
+    }
+    for (; dim >= kBlock; dim -= kBlock, a += kBlock, b += kBlock) total = add_blocks<V, T, 1>(a, b, total);
+    if (dim == 0) return total;
+    V sums = V::zero();
+    for (; dim >= kLanes; dim -= kLanes, a += kLanes, b += kLanes) {
+        sums = V::multiply_add(V::load(a), V::load(b), sums);
+    }
+    if (dim > 0) sums = V::multiply_add(load_part<V>(a, dim), load_part<V>(b, dim), sums);
+    return total + sums.sum();
+}
+
+template <class V, class T>
+void to_float(const void* from_data, int64_t count, float* to) {
+    const T* from = static_cast<const T*>(from_data);
+    for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) V::load(from).store(to);
+    if (count == 0) return;
+    float part[kLanes];
+    load_part<V>(from, count).store(part);
+    memcpy(to, part, static_cast<size_t>(count) * sizeof(float));
+}
+
+// A register tile: kTileA rows of a against kTileB rows of b.
+template <class V>
+inline void register_tile(const float* a, const float* b, int64_t stride, int64_t length, float* c, int64_t c_stride) {
+    V sums[V::kTileA][V::kTileB];
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kTileA; ++i) {
+#pragma GCC unroll 16
+        for (int j = 0; j < V::kTileB; ++j) sums[i][j] = V::zero();
+    }
+    for (int64_t d = 0; d < length; d += kLanes) V::template tile_step<V>(a + d, b + d, stride, sums);
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kTileA; ++i) {
+#pragma GCC unroll 16
+        for (int j = 0; j < V::kTileB; ++j) c[i * c_stride + j] += sums[i][j].sum();
+    }
+}
+
+template <class V>
+void gram_tile(const float* a, const float* b, int64_t stride, int64_t length, int64_t rows_a, int64_t rows_b, float* c,
+               int64_t c_stride) {
+    // A panel of b stays in the first-level cache while the rows of a pass by.
+    constexpr int64_t kPanel = kRowMultiple;
+    for (int64_t panel = 0; panel < rows_b; panel += kPanel) {
+        for (int64_t i = 0; i < rows_a; i += V::kTileA) {
+            for (int64_t j = panel; j < panel + kPanel; j += V::kTileB) {
+                register_tile<V>(a + i * stride, b + j * stride, stride, length, c + i * c_stride + j, c_stride);
+            }
+        }
+    }
+}
+
+template <class V>
+float gain(const float* row, const float* cover, int64_t n) {
+    V sums = V::zero();
+    for (; n >= kLanes; n -= kLanes, row += kLanes, cover += kLanes) {
+        sums = V::add_excess(V::load(row), V::load(cover), sums);
+    }
+    if (n > 0) sums = V::add_excess(load_part<V>(row, n), load_part<V>(cover, n), sums);
+    return sums.sum();
+}
+
+template <class V>
+constexpr Kernels table(idsel_isa isa, const char* name) {
+    return {isa,
+            name,
+            {dot<V, float>, dot<V, Half>, dot<V, BFloat16>},
+            {to_float<V, float>, to_float<V, Half>, to_float<V, BFloat16>},
+            gram_tile<V>,
+            gain<V>};
+}
+
+}  // namespace idsel::cpu::IDSEL_ISA_NAMESPACE

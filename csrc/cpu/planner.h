@@ -1,0 +1,63 @@
+// When the dense path pays: a comparison of counted work, never of measured time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace idsel::cpu {
+
+// Costs in nanoseconds of the machine on which they were fitted (docs/cpu_engine.md). Only their ratios matter, and
+// only for speed: every path picks the same tokens.
+struct Costs {
+    // One similarity on demand: a dot product from memory, the rule, and a new place in the tree.
+    static double lazy(int64_t dim) { return 45.0 + 0.11 * static_cast<double>(dim); }
+    // One similarity of a row, all tokens in turn.
+    static double row(int64_t dim) { return 12.0 + 0.10 * static_cast<double>(dim); }
+    // One of the n * (n - 1) / 2 similarities of a Gram.
+    static double gram(int64_t dim) { return 3.0 + 0.028 * static_cast<double>(dim); }
+    // One token in a step of the dense loop over a Gram.
+    static constexpr double kStep = 8.0;
+};
+
+// What the lazy loop counts, and what it concludes.
+class Planner {
+  public:
+    Planner(int64_t n, int64_t dim, int threads, bool gram_fits)
+        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
+
+    // Cost of going on densely for `picks` more picks, `stale` pairs of token and pick being open.
+    double rows_cost(double picks, double stale) const { return (picks * n_ + stale) * Costs::row(dim_) / threads_; }
+    double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
+    bool gram_beats_rows(double picks, double stale) const {
+        return gram_fits_ && gram_cost() + picks * n_ * Costs::kStep < rows_cost(picks, stale);
+    }
+    double dense_cost(double picks, double stale) const {
+        const double rows = rows_cost(picks, stale);
+        return gram_beats_rows(picks, stale) ? gram_cost() + picks * n_ * Costs::kStep : rows;
+    }
+
+    // Whether bringing `tokens` tokens nearer is enough work to share out among threads: 60 microseconds of it.
+    static bool sweep_pays(int64_t tokens, int64_t dim) {
+        return tokens > 32 && static_cast<double>(tokens) * Costs::lazy(dim) > 60e3;
+    }
+
+    // After a pick, for which `evaluations` similarities were computed on demand.
+    void count_pick(int64_t evaluations) {
+        const auto fresh = static_cast<double>(evaluations);
+        rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
+    }
+    // Whether `picks` more picks at the present rate cost more than the dense path.
+    bool dense_pays(double picks, double stale) const {
+        return picks * rate_ * Costs::lazy(dim_) > dense_cost(picks, stale);
+    }
+
+  private:
+    double n_;
+    int64_t dim_;
+    int threads_;
+    bool gram_fits_;
+    int64_t picks_ = 0;
+    double rate_ = 0;
+};
+
+}  // namespace idsel::cpu

@@ -1,0 +1,104 @@
+// Rules with one value per token, for which a pick means one row of the Gram.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/greedy.h"
+#include "cpu/winner_tree.h"
+#include "rules/rules.h"
+
+namespace idsel::cpu {
+
+template <class Rule>
+class RowModel {
+  public:
+    static constexpr bool kSweeps = true;
+
+    RowModel(const Rule& rule, Run& run) : rule_(rule), run_(run) {
+        const int64_t n = run.sample.n;
+        state_.resize(static_cast<size_t>(n));
+        seen_.resize(static_cast<size_t>(n));
+        if constexpr (std::is_same_v<Rule, MaxMin>) {
+            start_apart();
+        } else {
+            for (int64_t j = 0; j < n; ++j) state(j) = rule.start(run.sample.importance[static_cast<size_t>(j)]);
+        }
+    }
+
+    bool lazy() const { return true; }
+    bool begun() const { return begun_; }
+    bool due() const { return !begun_ && visible() > 0; }
+
+    void begin() {
+        begun_ = true;
+        if (raised_) return;
+        for (int64_t j = 0; j < run_.sample.n; ++j) state(j) = rule_.untouched(importance(j));
+    }
+
+    float key(int64_t j) const {
+        const float priority = begun_ ? rule_.priority(state(j), importance(j)) : state(j);
+        return priority > WinnerTree::kNone ? priority : WinnerTree::kNone;  // NaN is none too
+    }
+    bool eligible(int64_t) const { return true; }
+    bool fresh(int64_t j) const { return seen(j) >= visible() || is_settled(j); }
+
+    int64_t advance(int64_t j) {
+        const Pick& pick = picks_[static_cast<size_t>(seen_[static_cast<size_t>(j)]++)];
+        if constexpr (std::is_same_v<Rule, HardSuppress>) {
+            if (rule_.within_radius(pick.token, j)) {
+                state(j) = WinnerTree::kNone;
+                return 0;
+            }
+        }
+        state(j) = rule_.absorb(state(j), run_.similarity(pick.token, j), pick.priority);
+        return run_.similarity.has_gram() ? 0 : 1;
+    }
+
+    bool take(const Pick& pick) {
+        // Before the first pick is visible there is no such thing: the first update applies the floor, too.
+        if (begun_ && rule_.inert(pick.priority)) return true;
+        picks_.push_back(pick);
+        raised_ = raised_ || rule_.raises(pick.priority);
+        return !raised_;
+    }
+
+    static constexpr bool kDense = true;
+    int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
+
+  private:
+    float& state(int64_t j) { return state_[static_cast<size_t>(j)]; }
+    float state(int64_t j) const { return state_[static_cast<size_t>(j)]; }
+    int32_t seen(int64_t j) const { return seen_[static_cast<size_t>(j)]; }
+    float importance(int64_t j) const { return run_.sample.importance[static_cast<size_t>(j)]; }
+    int64_t visible() const { return rule_.visible(static_cast<int64_t>(picks_.size())); }
+    bool is_settled(int64_t j) const { return !raised_ && begun_ && rule_.settled(state(j)); }
+
+    // MaxMin's first pick: the given start, or the token whose nearest other token is farthest.
+    void start_apart() {
+        if (rule_.first < 0) {
+            const std::vector<float> nearest = run_.similarity.nearest();
+            for (int64_t j = 0; j < run_.sample.n; ++j) state(j) = 1.0f - nearest[static_cast<size_t>(j)];
+            run_.path = run_.similarity.has_gram() ? IDSEL_PATH_GRAM : IDSEL_PATH_LAZY;
+            return;
+        }
+        for (float& value : state_) value = WinnerTree::kNone;
+        const auto usable = [this](int64_t j) { return run_.competes(j) && run_.similarity.finite(j); };
+        int64_t first = rule_.first;
+        if (first >= run_.sample.n || !usable(first)) {
+            for (first = 0; first < run_.sample.n && !usable(first);) ++first;
+        }
+        if (first < run_.sample.n) state(first) = rule_.start(importance(first));
+    }
+
+    Rule rule_;
+    Run& run_;
+    std::vector<float> state_;
+    std::vector<int32_t> seen_;  // how many of picks_ a token has absorbed
+    std::vector<Pick> picks_;    // those that change anything
+    bool begun_ = false;
+    bool raised_ = false;  // a pick raised priorities
+};
+
+}  // namespace idsel::cpu

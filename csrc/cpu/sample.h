@@ -1,0 +1,37 @@
+// One sample of a call, as the rules see it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "idsel/select.h"
+
+namespace idsel::cpu {
+
+struct Sample {
+    const char* features = nullptr;  // (n, dim), rows `row_bytes` apart
+    int64_t row_bytes = 0;
+    int32_t dtype = IDSEL_FLOAT32;
+    int64_t n = 0;
+    int64_t dim = 0;
+    int64_t k = 0;  // picks wanted
+
+    // (n,) each. A token exists unless masked; it competes if its importance is a number above -inf, which
+    // `importance` has as at most the largest finite one. Features that are not finite are found out when first read.
+    std::vector<uint8_t> exists;
+    std::vector<uint8_t> competes;
+    std::vector<float> importance;
+
+    const void* row(int64_t token) const { return features + token * row_bytes; }
+    const void* element(int64_t token, int64_t d) const {
+        return features + token * row_bytes + d * (dtype == IDSEL_FLOAT32 ? 4 : 2);
+    }
+};
+
+// One pick: the token and the priority at which it was taken.
+struct Pick {
+    int64_t token;
+    float priority;
+};
+
+}  // namespace idsel::cpu

@@ -1,0 +1,131 @@
+#include "cpu/select_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <type_traits>
+
+#include "common/dispatch.h"
+#include "cpu/coverage_model.h"
+#include "cpu/dpp_model.h"
+#include "cpu/greedy.h"
+#include "cpu/row_model.h"
+
+namespace idsel::cpu {
+namespace {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// Where sample b lies: rows [first, first + count) of a ragged batch, or all of its own.
+struct Place {
+    int64_t batch_row;  // index into the batch axis
+    int64_t first;
+    int64_t count;
+};
+
+Place place_of(const idsel_args& args, int64_t b) {
+    if (args.cu_seqlens == nullptr) return {b, 0, args.tokens};
+    return {0, args.cu_seqlens[b], args.cu_seqlens[b + 1] - args.cu_seqlens[b]};
+}
+
+Sample sample_of(const idsel_args& args, int64_t b) {
+    const Place place = place_of(args, b);
+    const int64_t element_bytes = args.dtype == IDSEL_FLOAT32 ? 4 : 2;
+    Sample sample;
+    sample.row_bytes = args.features_token_stride * element_bytes;
+    sample.features = static_cast<const char*>(args.features) +
+                      (place.batch_row * args.features_batch_stride * element_bytes + place.first * sample.row_bytes);
+    sample.dtype = args.dtype;
+    sample.n = place.count;
+    sample.dim = args.dim;
+    sample.k = args.k[args.k_count == 1 ? 0 : b];
+    const auto size = static_cast<size_t>(place.count);
+    sample.exists.assign(size, 1);
+    sample.importance.assign(size, 1.0f);
+    for (size_t j = 0; j < size; ++j) {
+        const int64_t token = place.first + static_cast<int64_t>(j);
+        if (args.mask != nullptr) {
+            sample.exists[j] =
+                args.mask[place.batch_row * args.mask_batch_stride + token * args.mask_token_stride] != 0;
+        }
+        if (args.importance != nullptr) {
+            sample.importance[j] =
+                args.importance[place.batch_row * args.importance_batch_stride + token * args.importance_token_stride];
+        }
+    }
+    sample.competes = sample.exists;
+    for (size_t j = 0; j < size; ++j) {
+        sample.competes[j] = sample.exists[j] && sample.importance[j] > kLowest;  // false for NaN
+        sample.importance[j] =
+            sample.competes[j] ? std::min(sample.importance[j], std::numeric_limits<float>::max()) : kLowest;
+    }
+    return sample;
+}
+
+template <class Rule>
+struct ModelOf {
+    using Type = RowModel<Rule>;
+};
+template <>
+struct ModelOf<DPP> {
+    using Type = DppModel;
+};
+template <>
+struct ModelOf<Coverage> {
+    using Type = CoverageModel;
+};
+
+void write(const idsel_args& args, int64_t b, std::vector<Pick>& picks) {
+    if (args.sort != 0) {
+        std::sort(picks.begin(), picks.end(), [](const Pick& a, const Pick& c) { return a.token < c.token; });
+    }
+    int64_t* indices = args.indices + b * args.k_max;
+    float* scores = args.scores + b * args.k_max;
+    for (int64_t step = 0; step < args.k_max; ++step) {
+        const bool there = step < static_cast<int64_t>(picks.size());
+        indices[step] = there ? picks[static_cast<size_t>(step)].token : -1;
+        scores[step] = there ? picks[static_cast<size_t>(step)].priority : kLowest;
+    }
+}
+
+void select_sample(const idsel_args& args, int64_t b, Team& team) {
+    Sample sample = sample_of(args, b);
+    const Kernels& table = *kernels(args.isa);
+    Similarity similarity(sample, table, team);
+    Run run(sample, similarity);
+    if (sample.n > 0 && sample.k > 0) {
+        with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) {
+            typename ModelOf<std::decay_t<decltype(rule)>>::Type model(rule, run);
+            run_greedy(model, run);
+        });
+    }
+    write(args, b, run.picks);
+    if (args.stats != nullptr) {
+        args.stats[b] = {similarity.dots(), similarity.norm_dots(), run.lazy_picks, run.path, table.isa};
+    }
+}
+
+}  // namespace
+
+void select(const idsel_args& args) {
+    Team team(std::max(args.threads, 1));
+    if (args.batch < team.threads()) {
+        for (int64_t b = 0; b < args.batch; ++b) select_sample(args, b, team);
+        return;
+    }
+    // Enough samples to go round: each is one thread's work from beginning to end.
+    std::atomic<bool> out_of_memory{false};
+    team.parallel_for(args.batch, 1, [&](int64_t begin, int64_t end) {
+        Team alone(1);
+        try {
+            for (int64_t b = begin; b < end; ++b) select_sample(args, b, alone);
+        } catch (const std::bad_alloc&) {
+            out_of_memory.store(true);
+        }
+    });
+    if (out_of_memory.load()) throw std::bad_alloc();
+}
+
+}  // namespace idsel::cpu

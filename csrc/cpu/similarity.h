@@ -1,0 +1,85 @@
+// Similarities of one sample: one at a time, by rows, or as the whole Gram, with the same bits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/sample.h"
+#include "cpu/team.h"
+
+namespace idsel::cpu {
+
+class Similarity {
+  public:
+    Similarity(const Sample& sample, const Kernels& kernels, Team& team);
+
+    // Whether the token's features are finite (more exactly: the square of their norm in float32).
+    bool finite(int64_t token) { return norm(token) != kNotFinite; }
+    // Whether it has a direction.
+    bool nonzero(int64_t token) { return norm(token) == kPositive; }
+
+    // c_ij of two finite tokens whose norms are known, looked up where the Gram is there, else computed: the caller
+    // counts that. Safe in parallel.
+    float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
+
+    // Computes the Gram, unless it is there. Afterwards all norms are known.
+    void make_gram();
+    bool has_gram() const { return gram_ != nullptr; }
+    // c_i: of token i with all others, and with itself if it has a direction.
+    const float* gram_row(int64_t i) const { return gram_.get() + i * sample_.n; }
+
+    // Per token the largest c_ij over competing finite i != j, -inf where there is none: (n,). Keeps the Gram if it
+    // fits `kGramBudgetBytes`, else only a few rows at a time are in memory.
+    std::vector<float> nearest();
+
+    void know_all_norms();
+    // The norms of some tokens, in parallel.
+    void know_norms(const std::vector<int64_t>& tokens);
+    bool gram_fits_budget() const;
+
+    int64_t dots() const { return dots_; }
+    int64_t norm_dots() const { return norm_dots_; }
+    void count_dots(int64_t dots) { dots_ += dots; }
+
+    Team& team() { return team_; }
+    const Kernels& kernels() const { return kernels_; }
+    const Sample& sample() const { return sample_; }
+
+    static constexpr int64_t kGramBudgetBytes = int64_t{1} << 30;
+
+  private:
+    enum Norm : uint8_t { kUnknown, kPositive, kZero, kNotFinite };
+
+    Norm norm(int64_t token) {
+        if (norms_[static_cast<size_t>(token)] == kUnknown) {
+            ++norm_dots_;
+            know_norm(token);
+        }
+        return norms_[static_cast<size_t>(token)];
+    }
+    void know_norm(int64_t token);
+    float compute(int64_t i, int64_t j) const;
+    void nearest_by_bands(std::vector<float>& best);
+    // best_j = max(best_j, c_ij), j != i.
+    void raise_to_row(int64_t i, const float* row, std::vector<float>& best);
+
+    const Sample& sample_;
+    const Kernels& kernels_;
+    Team& team_;
+    std::vector<Norm> norms_;
+    std::vector<double> scale_;  // 1 / norm, 0 for a zero row
+    std::unique_ptr<float[]> gram_;
+    int64_t dots_ = 0;
+    int64_t norm_dots_ = 0;
+};
+
+// c_ij from a dot product and the reciprocal norms. Double, because the product of two reciprocals may overflow
+// float32 where their dot product is small; symmetric in i and j.
+inline float cosine(float dot, double scale_i, double scale_j) {
+    const float c = static_cast<float>(static_cast<double>(dot) * (scale_i * scale_j));
+    return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c;
+}
+
+}  // namespace idsel::cpu

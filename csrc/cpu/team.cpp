@@ -1,0 +1,95 @@
+#include "cpu/team.h"
+
+#include <algorithm>
+#include <system_error>
+
+namespace idsel::cpu {
+namespace {
+
+// Loops follow one another within microseconds, a wake-up takes tens: look a little while before going to sleep.
+constexpr int kLooks = 4000;
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Team::~Team() {
+    if (helpers_.empty()) return;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        closing_.store(true);
+        job_.fetch_add(1);
+    }
+    changed_.notify_all();
+    for (std::thread& helper : helpers_) helper.join();
+}
+
+void Team::start_helpers() {
+    if (!helpers_.empty()) return;
+    helpers_.reserve(static_cast<size_t>(threads_ - 1));
+    while (static_cast<int>(helpers_.size()) < threads_ - 1) {
+        try {
+            helpers_.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {
+            break;  // the system gives no more threads: the work is done by fewer
+        }
+    }
+    if (helpers_.empty()) threads_ = 1;
+}
+
+bool Team::wait_for_job(uint32_t done) {
+    for (int look = 0; look < kLooks && job_.load(std::memory_order_acquire) == done; ++look) pause();
+    if (job_.load(std::memory_order_acquire) == done) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return job_.load() != done; });
+    }
+    return !closing_.load();
+}
+
+void Team::help() {
+    // Helpers start before the first job is posted, or while it is: `0` is the count before it.
+    uint32_t done = 0;
+    while (wait_for_job(done)) {
+        done = job_.load(std::memory_order_acquire);
+        take_chunks();
+        busy_.fetch_sub(1, std::memory_order_release);
+    }
+}
+
+void Team::take_chunks() {
+    for (int64_t begin; (begin = next_.fetch_add(grain_)) < count_;) (*body_)(begin, std::min(begin + grain_, count_));
+}
+
+void Team::parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+    if (threads_ > 1 && count > grain) start_helpers();
+    if (threads_ == 1 || count <= grain) {
+        if (count > 0) body(0, count);
+        return;
+    }
+    body_ = &body;
+    count_ = count;
+    grain_ = grain;
+    next_.store(0);
+    busy_.store(static_cast<int>(helpers_.size()));
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        job_.fetch_add(1, std::memory_order_release);
+    }
+    changed_.notify_all();
+    take_chunks();
+    for (int look = 0; busy_.load(std::memory_order_acquire) != 0; ++look) {
+        if (look < kLooks) {
+            pause();
+        } else {
+            std::this_thread::yield();
+        }
+    }
+}
+
+}  // namespace idsel::cpu

@@ -1,0 +1,21 @@
+// Stands for the CUDA engine in a build without it.
+#include "common/check.h"
+#include "cuda/select_cuda.h"
+
+namespace idsel::cuda {
+namespace {
+
+idsel_status absent() { return fail(IDSEL_UNSUPPORTED, "the compiled library was built without CUDA"); }
+
+}  // namespace
+
+idsel_status status(int32_t) { return absent(); }
+
+int64_t workspace_bytes(const idsel_args&) {
+    absent();
+    return -1;
+}
+
+idsel_status select(const idsel_args&) { return absent(); }
+
+}  // namespace idsel::cuda

@@ -1,0 +1,3 @@
+#include "cuda/instance.cuh"
+
+IDSEL_INSTANCE(BFloat16, kHistory)

@@ -1,0 +1,89 @@
+// Rules with one number per token, for which a pick means one row of the Gram.
+#pragma once
+
+#include "cuda/tokens.cuh"
+#include "rules/rules.h"
+
+namespace idsel::cuda {
+
+template <class Rule>
+IDSEL_DEVICE bool suppressed_by_place(const Rule&, int, int) {
+    return false;
+}
+IDSEL_DEVICE bool suppressed_by_place(const HardSuppress& rule, int i, int j) { return rule.within_radius(i, j); }
+
+template <class Rule>
+IDSEL_DEVICE void first_priorities(const Rule& rule, Loop& loop) {
+    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+        loop.tokens.state[j] = rule.start(loop.tokens.importance[j]);
+        loop.tokens.priority[j] = loop.tokens.state[j];
+    }
+}
+
+// The distance to the nearest other token that competes; or only the given token, the first where it cannot be.
+IDSEL_DEVICE void first_priorities(const MaxMin& rule, Loop& loop) {
+    const Tokens& tokens = loop.tokens;
+    if (rule.first >= 0) {
+        uint64_t key = 0;
+        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+            const bool given = j == rule.first;
+            const uint64_t mine = loop.competes(j) ? key_of(given ? kHasPriority : kNoPriority, 0.0f, j) : 0;
+            key = mine > key ? mine : key;
+            tokens.priority[j] = -INFINITY;
+        }
+        key = loop.best(key);
+        const int first = index_of(key);
+        if (key != 0 && first % kBlockThreads == port::thread()) tokens.priority[first] = INFINITY;
+        return;
+    }
+    port::barrier();  // scales and statuses of all tokens are there
+    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+        float nearest = -INFINITY;
+        for (int i = 0; i < loop.n(); ++i) {
+            if (i == j || !loop.competes(i)) continue;
+            nearest = fmaxf(nearest, cosine(loop.row(i)[j], tokens.scale[i], tokens.scale[j]));
+        }
+        tokens.priority[j] = 1.0f - nearest;
+    }
+}
+
+template <class Rule>
+class RowModel {
+  public:
+    IDSEL_DEVICE explicit RowModel(const Rule& rule) : rule_(rule) {}
+
+    IDSEL_DEVICE void start(Loop& loop) { first_priorities(rule_, loop); }
+
+    // The row of the pick, or null where no token needs it.
+    IDSEL_DEVICE const float* take(Loop& loop, int pick, float score, int step) {
+        begun_ = step > 0;
+        // The first update also brings the state into the range of the rule.
+        if (loop.args.diagonal_only != 0 || (begun_ && rule_.inert(score))) return nullptr;
+        pick_ = pick;
+        score_ = score;
+        scale_ = loop.tokens.scale[pick];
+        visible_ = rule_.visible(step + 1) == step + 1;
+        return loop.row(pick);
+    }
+
+    // The priority of a token that competes, after the pick that gave the row.
+    IDSEL_DEVICE float update(Loop& loop, int j, float dot) {
+        const Tokens& tokens = loop.tokens;
+        float state = tokens.state[j];
+        if (!begun_ && !rule_.raises(score_)) state = rule_.untouched(tokens.importance[j]);
+        const float c = cosine(dot, scale_, tokens.scale[j]);
+        state = suppressed_by_place(rule_, pick_, j) ? -INFINITY : rule_.absorb(state, c, score_);
+        tokens.state[j] = state;
+        return visible_ ? rule_.priority(state, tokens.importance[j]) : tokens.priority[j];
+    }
+
+  private:
+    Rule rule_;
+    int pick_ = 0;
+    float score_ = 0;
+    float scale_ = 0;
+    bool begun_ = false;    // an earlier pick has been absorbed
+    bool visible_ = false;  // priorities take the pick into account
+};
+
+}  // namespace idsel::cuda

@@ -1,0 +1,62 @@
+"""Greedy visual-token selection: the similarity matrix and the select-and-suppress loop as one call."""
+
+__version__ = "0.1.0"
+
+try:
+    import torch as _torch  # noqa: F401
+except Exception as _error:  # a broken install raises OSError and others, not only ImportError
+    # So that `python -m idsel_kernels.env_report` can say what is wrong.
+    _cause = _error
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(
+            f"idsel_kernels needs torch >= 2.6, and importing torch failed: {_cause!r}. "
+            "`python -m idsel_kernels.env_report` shows what is installed."
+        ) from _cause
+
+else:
+    from . import importance, testing
+    from .api import (
+        Selection,
+        coverage_select,
+        dpp_select,
+        explain,
+        id_select,
+        maxmin_select,
+        mmr_select,
+        nms_select,
+        select,
+        topk_select,
+    )
+    from .dispatch import Explanation, UnsupportedProblem, available_backends, use_backend
+    from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+
+__all__ = [
+    "DPP",
+    "MMR",
+    "Coverage",
+    "Explanation",
+    "HardSuppress",
+    "IDSelection",
+    "MaxMin",
+    "Rule",
+    "Selection",
+    "TopK",
+    "UnsupportedProblem",
+    "__version__",
+    "available_backends",
+    "coverage_select",
+    "dpp_select",
+    "explain",
+    "id_select",
+    "importance",
+    "maxmin_select",
+    "mmr_select",
+    "nms_select",
+    "select",
+    "testing",
+    "topk_select",
+    "use_backend",
+]

@@ -1,0 +1,53 @@
+"""Loads the compiled library, once, and remembers why that failed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+__all__ = ["ABI", "failure", "library", "rule_ids"]
+
+# Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
+ABI = 2
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The library, or why there is none."""
+    try:
+        core = importlib.import_module("._core", __package__)
+    except ImportError as error:
+        if getattr(error, "name", None) == f"{__package__}._core" or "_core" in str(error).split("(")[0]:
+            return (
+                "the compiled library is not built (it needs a C++ compiler when idsel_kernels is installed; "
+                "IDSEL_CPU=1 pip install . says why it fails)"
+            )
+        return f"the compiled library does not load: {error}"
+    if core.ABI != ABI:
+        return f"the compiled library has ABI {core.ABI}, this package needs {ABI}: reinstall idsel_kernels"
+    return core
+
+
+def library() -> ModuleType:
+    """The compiled library.
+
+    Raises:
+        ImportError: there is none; the message says why.
+    """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise ImportError(loaded)
+    return loaded
+
+
+def failure() -> str | None:
+    """Why the library is missing; None where it is there."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@functools.cache
+def rule_ids() -> frozenset[int]:
+    """The rules that the compiled library knows."""
+    return frozenset(rule_id for rule_id, *_ in library().rules())

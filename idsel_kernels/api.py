@@ -1,0 +1,298 @@
+"""The public functions: they check and normalise what the caller gives, and hand it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+from typing_extensions import Unpack
+
+from . import checks, dispatch, ops
+from .problem import Inputs, Problem
+from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+
+__all__ = [
+    "Selection",
+    "coverage_select",
+    "dpp_select",
+    "explain",
+    "id_select",
+    "maxmin_select",
+    "mmr_select",
+    "nms_select",
+    "select",
+    "topk_select",
+]
+
+
+class Selection(NamedTuple):
+    """The picks of every sample.
+
+    Attributes:
+        indices: (B, k) int64, positions within the sample in pick order (ascending with `sort=True`); -1 pads
+            where fewer than k tokens exist.
+        scores: (B, k) float32, the priority at which each token was picked; -inf where a token was picked for
+            want of others (see `select`) and where padded.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that the shorthands hand on to `select`, with its meanings and defaults."""
+
+    mask: torch.Tensor | None
+    cu_seqlens: torch.Tensor | None
+    sort: bool
+    backend: str | None
+    validate: bool
+
+
+def select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule = IDSelection(),
+    importance: torch.Tensor | None = None,
+    *,
+    mask: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    sort: bool = False,
+    backend: str | None = None,
+    validate: bool = False,
+) -> Selection:
+    """Selects k tokens per sample greedily: pick the best, lower the priority of tokens like it, repeat.
+
+    Args:
+        features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
+            directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
+        k: tokens to keep, >= 0: an int, or a list of B ints. Where fewer tokens exist the output is padded.
+        rule: how priorities start and change; `IDSelection()` unless given.
+        importance: (B, N), or (N,) with (N, D) features, or (T,); any floating dtype, higher is better. Required by
+            every rule but `MaxMin` and `Coverage`. +inf counts as the largest float32 (`DPP`: as 2**63, and for
+            `Coverage` importance**alpha as at most 2**100, so that priorities stay finite).
+        mask: bool, shaped like importance. False takes the token out of the problem altogether.
+        cu_seqlens: (B+1,) int32 on the device of features, for a ragged batch: sample b is the rows
+            cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample.
+        sort: return each sample's picks in ascending index order.
+        backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
+        validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
+            importance, negative importance for `Coverage`, and `cu_seqlens` raise instead of following the
+            policy below.
+
+    Returns:
+        `Selection(indices, scores)`, always batched: an (N, D) input gives (1, k). Neither requires grad.
+
+    Ties go to the lowest index.
+
+    Unusable tokens: one whose importance is NaN or -inf, or whose features hold a NaN or infinity or are so long
+    that their squares overflow float32, does not take part. It neither competes nor counts as a neighbour, and is
+    picked after all others, in index order, with a score of -inf.
+
+    When a rule runs dry (`HardSuppress` has suppressed, `DPP` has spanned every token left), the rest follow by
+    importance, also with a score of -inf.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it, what was wanted and what came.
+        UnsupportedProblem: the backend asked for by name cannot run this.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5])).indices
+        tensor([[0, 2]])
+    """
+    inputs, counts = prepare(features, k, rule, importance, mask, cu_seqlens, sort, backend)
+    checks.check_flag("validate", validate)
+    if ops.must_trace(*inputs):
+        rule_id, params = rule.encode()
+        companions = inputs.importance, inputs.mask, inputs.cu_seqlens
+        return Selection(*ops.call(inputs.features, counts, rule_id, params, *companions, sort, backend, validate))
+    problem = Problem.of(inputs, rule, counts, sort)
+    return Selection(*dispatch.execute(problem, inputs, backend, validate))
+
+
+def explain(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule = IDSelection(),
+    importance: torch.Tensor | None = None,
+    *,
+    mask: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    sort: bool = False,
+    backend: str | None = None,
+) -> dispatch.Explanation:
+    """Says which engine and algorithm `select` would use for the same arguments, and why; runs nothing.
+
+    Args:
+        features, k, rule, importance, mask, cu_seqlens, sort, backend: as for `select`; no values are read.
+
+    Returns:
+        An `Explanation`; print it.
+
+    Raises:
+        TypeError, ValueError: as `select`. A backend that refuses is not an error here: it is explained.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.explain(torch.eye(3), 2, rule=idsel.MaxMin(), backend="torch").backend
+        'torch'
+    """
+    inputs, counts = prepare(features, k, rule, importance, mask, cu_seqlens, sort, backend)
+    return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort), backend)
+
+
+def prepare(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule,
+    importance: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    sort: bool,
+    backend: str | None,
+) -> tuple[Inputs, list[int]]:
+    """Everything checked that needs no values, and a single sample given a batch axis."""
+    checks.check_rule(rule)
+    checks.check_flag("sort", sort)
+    if backend is not None:
+        checks.check_backend(backend, dispatch.BACKENDS)
+    batched = cu_seqlens is not None or not _is_strided(features) or features.dim() != 2
+    inputs = Inputs(features, importance, mask, cu_seqlens)
+    if not batched:
+        inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask))
+    checks.check_inputs(inputs, rule, batched)
+    batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return inputs, checks.normalise_k(k, batch)
+
+
+def _is_strided(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
+
+
+def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
+    return value.unsqueeze(0) if value is not None and _is_strided(value) else value
+
+
+def id_select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    importance: torch.Tensor,
+    *,
+    gamma: float = 20.0,
+    floor: float | None = 0.0,
+    **options: Unpack[Options],
+) -> Selection:
+    """ID-Selection (arXiv 2604.05601): `select` with `IDSelection(gamma, floor)`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.id_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    return select(features, k, IDSelection(gamma, floor), importance, **options)
+
+
+def mmr_select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    importance: torch.Tensor,
+    *,
+    lam: float = 0.5,
+    parallel_k: int = 1,
+    **options: Unpack[Options],
+) -> Selection:
+    """IDPruner (arXiv 2602.13315): `select` with `MMR(lam, parallel_k)`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.mmr_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    return select(features, k, MMR(lam, parallel_k), importance, **options)
+
+
+def maxmin_select(
+    features: torch.Tensor, k: int | Sequence[int], *, start: int | None = None, **options: Unpack[Options]
+) -> Selection:
+    """DivPrune (CVPR 2025): `select` with `MaxMin(start)`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.maxmin_select(torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0]]), 2, start=0).indices
+        tensor([[0, 2]])
+    """
+    return select(features, k, MaxMin(start), **options)
+
+
+def nms_select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    importance: torch.Tensor,
+    *,
+    threshold: float = 0.8,
+    grid: tuple[int, int] | None = None,
+    radius: int = 0,
+    **options: Unpack[Options],
+) -> Selection:
+    """Greedy non-maximum suppression (D2Pruner, TRIO): `select` with `HardSuppress(threshold, grid, radius)`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> idsel.nms_select(features, 2, torch.tensor([1.0, 0.9, 0.5])).indices
+        tensor([[0, 2]])
+    """
+    return select(features, k, HardSuppress(threshold, grid, radius), importance, **options)
+
+
+def dpp_select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    importance: torch.Tensor,
+    *,
+    eps: float = 1e-6,
+    **options: Unpack[Options],
+) -> Selection:
+    """CDPruner (NeurIPS 2025): `select` with `DPP(eps)`; importance is the relevance q.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.dpp_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    return select(features, k, DPP(eps), importance, **options)
+
+
+def coverage_select(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    importance: torch.Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    combine: str = "mul",
+    **options: Unpack[Options],
+) -> Selection:
+    """SCOPE: `select` with `Coverage(alpha, combine)`; importance is the saliency, 1 everywhere unless given.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.coverage_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    return select(features, k, Coverage(alpha, combine), importance, **options)
+
+
+def topk_select(
+    features: torch.Tensor, k: int | Sequence[int], importance: torch.Tensor, **options: Unpack[Options]
+) -> Selection:
+    """The k most important tokens (FastV, FasterVLM): `select` with `TopK()`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.topk_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    return select(features, k, TopK(), importance, **options)

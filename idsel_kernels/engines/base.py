@@ -1,0 +1,37 @@
+"""What the dispatcher asks of an engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..problem import Inputs, Problem
+
+__all__ = ["Engine"]
+
+
+class Engine(Protocol):
+    """An engine module holds one instance of this, named `ENGINE`.
+
+    It may also have `only_by_name_reasons(problem) -> list[str]`: why it runs this problem only when asked for by name
+    and is passed over otherwise; empty where it is not.
+    """
+
+    name: str
+
+    def unavailable_reasons(self) -> list[str]:
+        """Why it cannot run anything on this machine; empty where it can."""
+        ...
+
+    def unsupported_reasons(self, problem: Problem) -> list[str]:
+        """Why it cannot run this problem; empty where it can."""
+        ...
+
+    def algorithm(self, problem: Problem) -> str:
+        """How it would run this problem, in a sentence for `explain`."""
+        ...
+
+    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Selects: indices (B, k_max) int64 and scores (B, k_max) float32, on the device of the features."""
+        ...

@@ -1,0 +1,170 @@
+"""The `cpu` backend: exact lazy greedy in C++ (docs/cpu_engine.md)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+
+from .. import _native
+from ..problem import Inputs, Problem
+from ..rules import State
+
+__all__ = ["ENGINE", "Isa", "Path", "Stats", "record_stats", "use_isa"]
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_MAX_TOKENS = 2**31 - 1
+
+
+class Path(enum.IntEnum):
+    """How the picks of a sample were found: `idsel_path` of the C++ interface."""
+
+    LAZY = 0
+    LAZY_ROWS = 1
+    LAZY_GRAM = 2
+    GRAM = 3
+
+
+class Isa(enum.IntEnum):
+    """Instruction sets: `idsel_isa` of the C++ interface."""
+
+    AUTO = 0
+    PORTABLE = 1
+    AVX2 = 2
+    AVX512 = 3
+    NEON = 4
+
+
+class Stats(NamedTuple):
+    """What one sample took.
+
+    Attributes:
+        similarities: dot products of two different tokens, those of a Gram included.
+        norms: dot products of a token with itself.
+        lazy_picks: picks made before the change to a dense path, if there was one.
+        path: see `Path`.
+        isa: see `Isa`.
+    """
+
+    similarities: int
+    norms: int
+    lazy_picks: int
+    path: Path
+    isa: Isa
+
+
+_stats: ContextVar[list[list[Stats]] | None] = ContextVar("idsel_cpu_stats", default=None)
+_isa: ContextVar[Isa] = ContextVar("idsel_cpu_isa", default=Isa.AUTO)
+
+
+@contextmanager
+def record_stats() -> Iterator[list[list[Stats]]]:
+    """Records what calls inside the block take: one list per call on this engine, with one `Stats` per sample.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> from idsel_kernels.engines import cpu
+        >>> with cpu.record_stats() as calls:
+        ...     _ = idsel.maxmin_select(torch.eye(3), 2, start=0, backend="cpu")
+        >>> calls[0][0].path.name
+        'LAZY'
+    """
+    calls: list[list[Stats]] = []
+    token = _stats.set(calls)
+    try:
+        yield calls
+    finally:
+        _stats.reset(token)
+
+
+@contextmanager
+def use_isa(isa: Isa) -> Iterator[None]:
+    """Runs calls inside the block with one instruction set; a call raises ValueError where it cannot run here."""
+    token = _isa.set(isa)
+    try:
+        yield
+    finally:
+        _isa.reset(token)
+
+
+class CpuEngine:
+    """See `engines.base.Engine`."""
+
+    name = "cpu"
+
+    def unavailable_reasons(self) -> list[str]:
+        """Why it cannot run anything on this machine."""
+        failure = _native.failure()
+        return [failure] if failure else []
+
+    def unsupported_reasons(self, problem: Problem) -> list[str]:
+        """Why it cannot run this problem."""
+        reasons = []
+        if problem.device.type != "cpu":
+            reasons.append(f"it runs on CPU tensors, got a tensor on {problem.device}")
+        if problem.tokens > _MAX_TOKENS:
+            reasons.append(f"it takes at most 2**31 - 1 tokens, got {problem.tokens}")
+        if problem.rule.rule_id not in _native.rule_ids():
+            reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
+        return reasons
+
+    def algorithm(self, problem: Problem) -> str:
+        """How it would run this problem."""
+        isa = Isa(_native.library().resolve_isa(_isa.get())).name
+        if problem.rule.state is State.COVERAGE:
+            how = "lazy greedy over rows of the Gram, or over all of it once most rows would be needed"
+        else:
+            how = "lazy greedy, going on densely (row by row, or the whole Gram) once that is less work"
+        return f"{how}; {isa} dot products, at most {torch.get_num_threads()} threads"
+
+    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Selects; the library reads the tensors where they lie."""
+        features = _with_rows(inputs.features)
+        importance = None if inputs.importance is None else inputs.importance.to(torch.float32)
+        cu_seqlens = None if inputs.cu_seqlens is None else inputs.cu_seqlens.contiguous()
+        width = problem.k_max
+        indices = torch.empty((problem.batch, width), dtype=torch.int64)
+        scores = torch.empty((problem.batch, width), dtype=torch.float32)
+        rule_id, params = problem.rule.encode()
+        calls = _stats.get()
+        stats = _native.library().select_cpu(
+            features=features.data_ptr(),
+            dtype=_DTYPES[problem.dtype],
+            shape=(problem.batch, problem.tokens, problem.dim),
+            strides=features.stride() if features.dim() == 3 else (0, *features.stride()),
+            importance=_companion(importance),
+            mask=_companion(inputs.mask),
+            cu_seqlens=0 if cu_seqlens is None else cu_seqlens.data_ptr(),
+            k=problem.k if problem.batch else (0,),
+            k_max=width,
+            rule=rule_id,
+            params=params,
+            indices=indices.data_ptr(),
+            scores=scores.data_ptr(),
+            sort=problem.sort,
+            threads=torch.get_num_threads(),
+            isa=_isa.get(),
+            stats=calls is not None,
+        )
+        if calls is not None:
+            calls.append([Stats(dots, norms, lazy, Path(path), Isa(isa)) for dots, norms, lazy, path, isa in stats])
+        return indices, scores
+
+
+def _with_rows(features: torch.Tensor) -> torch.Tensor:
+    """The library reads a row as D neighbouring elements; how rows lie is free."""
+    return features if features.stride(-1) == 1 or features.shape[-1] == 1 else features.contiguous()
+
+
+def _companion(value: torch.Tensor | None) -> tuple[int, int, int]:
+    """(address, batch stride, token stride) of a tensor shaped (B, N) or (T,)."""
+    if value is None:
+        return 0, 0, 0
+    return value.data_ptr(), value.stride(0) if value.dim() == 2 else 0, value.stride(-1)
+
+
+ENGINE = CpuEngine()

@@ -1,0 +1,533 @@
+"""The `torch` backend: what right means. Readable first, float64 on request, any device torch has.
+
+Everything with one value per token is vectorised over the batch. Whatever sums (dot products, norms, DPP's history,
+coverage gains) is computed sample by sample on that sample's own shape, because the rounding of a batched sum may
+depend on the batch; so a sample's picks never depend on its batch mates, bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from ..problem import Inputs, Problem
+from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, TopK
+
+__all__ = [
+    "ENGINE",
+    "GRAM_BUDGET_BYTES",
+    "Batch",
+    "DPPState",
+    "HardSuppressState",
+    "RuleState",
+    "Standing",
+    "reference_select",
+    "rule_state",
+    "standing",
+]
+
+# Above this, row rules compute the rows they need and batches with a Gram run in chunks.
+GRAM_BUDGET_BYTES = 256 * 2**20
+
+# A row by matrix-vector product costs about as much time per element as this many elements of a matrix product
+# (docs/decisions.md has the measurement), so the whole Gram pays only when k rows would cost more.
+_ROW_COST = 12
+
+# Side of the tiles in which all pairs are visited without keeping them: 1 MiB each in float32.
+_TILE = 512
+
+# What +inf stands for: the largest float32, and what it may be where it is squared or multiplied by a gain of up
+# to N, so that priorities stay finite.
+_LARGEST = torch.finfo(torch.float32).max
+_LARGEST_QUALITY = 2.0**63
+_LARGEST_SALIENCY = 2.0**100
+
+
+class Batch:
+    """The samples of a call as the rules see them: (B, N) padded state and similarities on demand.
+
+    Attributes:
+        importance: (B, N), -inf where a token does not exist or does not take part.
+        exists: (B, N) bool, the token may be picked at all (inside the sample, not masked).
+        takes_part: (B, N) bool, it also competes and counts as a neighbour: importance is not NaN or -inf,
+            features are finite.
+        nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
+        lower_tier, fallback: (B, N), how a token ranks once its rule has no priority for it, see `Standing`.
+    """
+
+    def __init__(self, inputs: Inputs, dtype: torch.dtype, full_gram: bool) -> None:
+        self.samples = [_aligned(sample.to(dtype)) for sample in _split(inputs.features, inputs.cu_seqlens)]
+        self.lengths = [len(sample) for sample in self.samples]
+        self.shape = (len(self.samples), max(self.lengths, default=0))
+        device = inputs.features.device
+        norms = self._padded([torch.linalg.vector_norm(x, dim=1) for x in self.samples], 0.0)
+        # What is zero and what is finite is a matter of float32 in every precision: a replay must agree on it.
+        norms32 = self._padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
+        self.nonzero = (norms32 > 0).to(dtype)
+        self.scale = torch.where(norms32 > 0, 1 / norms, 0.0)
+        inside = torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
+        self.exists = inside if inputs.mask is None else inside & self._unpack(inputs.mask, inputs, False)
+        if inputs.importance is None:
+            self.importance = torch.ones(self.shape, dtype=dtype, device=device)
+        else:
+            self.importance = self._unpack(inputs.importance.float().to(dtype), inputs, -math.inf)
+        self.takes_part = self.exists & (self.importance > -math.inf) & torch.isfinite(norms32)
+        self.importance = torch.where(self.takes_part, self.importance.clamp(max=_LARGEST), -math.inf)
+        self.gram = self._full_gram() if full_gram else None
+        self.lower_tier = self.takes_part.to(torch.int64)
+        self.fallback = torch.where(self.takes_part, self.importance, 0.0)
+
+    def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
+        return self._padded(_split(value, inputs.cu_seqlens), fill)
+
+    def _padded(self, rows: Sequence[torch.Tensor], fill: float) -> torch.Tensor:
+        """One row per sample, filled up to the longest."""
+        return torch.stack([torch.nn.functional.pad(row, (0, self.shape[1] - len(row)), value=fill) for row in rows])
+
+    def _row(self, sample: int, token: torch.Tensor) -> torch.Tensor:
+        """c_ij of a sample's token i, (1,) on the device, with all its tokens: (n,)."""
+        x, scale = self.samples[sample], self.scale[sample, : self.lengths[sample]]
+        return (x @ x.index_select(0, token)[0]).mul_(scale[token]).mul_(scale).clamp_(-1, 1)
+
+    def _full_gram(self) -> torch.Tensor:
+        batch, width = self.shape
+        gram = self.importance.new_zeros((batch, width, width))
+        for b, (x, n) in enumerate(zip(self.samples, self.lengths, strict=True)):
+            scale = self.scale[b, :n]
+            gram[b, :n, :n] = (x @ x.T).mul_(scale[:, None]).mul_(scale).clamp_(-1, 1)
+            gram[b].diagonal().copy_(self.nonzero[b])
+        return gram
+
+    def similarity(self, pick: torch.Tensor) -> torch.Tensor:
+        """c_ij of each sample's pick i with its tokens j: pick (B,) -> (B, N). A pick of -1 gives any row."""
+        pick = pick.clamp(min=0)
+        if self.gram is not None:
+            return self.gram[torch.arange(len(pick), device=pick.device), pick]
+        blank = self.importance.new_zeros(0)
+        rows = [self._row(b, pick[b : b + 1]) if n else blank for b, n in enumerate(self.lengths)]
+        return self._padded(rows, 0.0)
+
+    def nearest_other(self) -> torch.Tensor:
+        """min over i != j of (1 - c_ij), i taking part: (B, N). +inf where there is no other."""
+        return 1 - self._padded([self._nearest(b) for b in range(len(self.samples))], -math.inf)
+
+    def _nearest(self, b: int) -> torch.Tensor:
+        """The largest c_ij of each token j with another that takes part, in tiles so that memory stays O(N * D)."""
+        n = self.lengths[b]
+        nearest = self.importance.new_full((n,), -math.inf)
+        tiles = [slice(begin, min(begin + _TILE, n)) for begin in range(0, n, _TILE)]
+        for rows, columns in itertools.product(tiles, tiles):
+            c = self._tile(b, rows, columns).masked_fill(~self.takes_part[b, rows, None], -math.inf)
+            if rows == columns:
+                c.fill_diagonal_(-math.inf)
+            nearest[columns] = torch.maximum(nearest[columns], c.amax(0))
+        return nearest
+
+    def _tile(self, b: int, rows: slice, columns: slice) -> torch.Tensor:
+        if self.gram is not None:
+            return self.gram[b, rows, columns]
+        x, scale = self.samples[b], self.scale[b]
+        return (x[rows] @ x[columns].T).mul_(scale[rows, None]).mul_(scale[columns]).clamp_(-1, 1)
+
+
+def _split(value: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """The samples of a dense or ragged tensor."""
+    if cu_seqlens is None:
+        return value.unbind()
+    parts: Sequence[torch.Tensor] = torch.split(value, cu_seqlens.diff().tolist())
+    return parts
+
+
+def _aligned(sample: torch.Tensor) -> torch.Tensor:
+    """Contiguous at an aligned address: BLAS may round differently otherwise, depending on where a sample lies."""
+    sample = sample.contiguous()
+    return sample if sample.data_ptr() % 64 == 0 else sample.clone()
+
+
+# --- The rules. `start` gives the priorities before the first pick, `update` those after one. -----------------------
+
+
+class RuleState:
+    """What a rule carries through the loop. `pick` and `score` are (B,): the tokens just taken, their priorities."""
+
+    def __init__(self, rule: Rule, batch: Batch, max_picks: int) -> None:
+        self.batch = batch
+
+    def start(self) -> torch.Tensor:
+        return self.batch.importance
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        return priority
+
+
+class IDSelectionState(RuleState):
+    def __init__(self, rule: IDSelection, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        self.gamma, self.floor = rule.gamma, rule.floor
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        distance = (1 - self.batch.similarity(pick)).clamp(min=0)
+        priority = priority - torch.exp(-self.gamma * distance**2) * score[:, None]
+        return priority if self.floor is None else priority.clamp(min=self.floor)
+
+
+class MMRState(RuleState):
+    def __init__(self, rule: MMR, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        self.lam, self.parallel_k = rule.lam, rule.parallel_k
+        self.nearest = torch.full_like(batch.importance, -math.inf)
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        self.nearest = torch.maximum(self.nearest, self.batch.similarity(pick))
+        if (step + 1) % self.parallel_k:
+            return priority
+        return self.lam * self.batch.importance - (1 - self.lam) * self.nearest
+
+
+class MaxMinState(RuleState):
+    def __init__(self, rule: MaxMin, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        self.first = rule.start
+        self.distance = torch.full_like(batch.importance, math.inf)
+
+    def start(self) -> torch.Tensor:
+        if self.first is None:
+            return self.batch.nearest_other()
+        # Nothing is picked, so no distance constrains anybody: all at +inf, and only the start may be taken.
+        tokens = torch.arange(self.batch.shape[1], device=self.distance.device)
+        is_start = (tokens == self.first) & self.batch.takes_part
+        startable = torch.where(is_start.any(1, keepdim=True), is_start, self.batch.takes_part)
+        return torch.where(startable, self.distance, -math.inf)
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        self.distance = torch.minimum(self.distance, 1 - self.batch.similarity(pick))
+        return self.distance
+
+
+class HardSuppressState(RuleState):
+    def __init__(self, rule: HardSuppress, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        self.threshold, self.grid, self.radius = rule.threshold, rule.grid, rule.radius
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        suppressed = self.batch.similarity(pick) > self.threshold
+        if self.grid is not None:
+            suppressed |= self._within_radius(pick[:, None], self.grid[1])
+        return priority.masked_fill(suppressed, -math.inf)
+
+    def _within_radius(self, pick: torch.Tensor, width: int) -> torch.Tensor:
+        tokens = torch.arange(self.batch.shape[1], device=pick.device)
+        rows = (tokens // width - pick // width).abs()
+        columns = (tokens % width - pick % width).abs()
+        return torch.maximum(rows, columns) <= self.radius
+
+
+class DPPState(RuleState):
+    def __init__(self, rule: DPP, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        quality = batch.importance.clamp(-_LARGEST_QUALITY, _LARGEST_QUALITY)
+        self.quality = torch.where(batch.takes_part, quality, 0.0)
+        self.d = self.quality**2 * batch.nonzero
+        self.rank_floor = rule.eps * self.d.amax(1, keepdim=True) if batch.shape[1] else self.d
+        self.history = [self.d.new_zeros((max_picks, n)) for n in batch.lengths]
+
+    def _priorities(self) -> torch.Tensor:
+        return torch.where(self.d > self.rank_floor, self.d, -math.inf)
+
+    def start(self) -> torch.Tensor:
+        return self._priorities()
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        at = pick.clamp(min=0)[:, None]
+        row = self.quality.gather(1, at) * self.batch.similarity(pick) * self.quality
+        for b, history in enumerate(self.history):
+            n, r = history.shape[1], history[:step]  # r (t, n)
+            if n:
+                row[b, :n] -= r.T @ r.index_select(1, at[b])[:, 0]
+        e = row / self.d.gather(1, at).sqrt()
+        for b, history in enumerate(self.history):
+            history[step] = e[b, : history.shape[1]]
+        self.d = self.d - e**2
+        return self._priorities()
+
+
+class CoverageState(RuleState):
+    def __init__(self, rule: Coverage, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        assert batch.gram is not None  # a gain sums over every pair, see _needs_gram
+        both = batch.takes_part[:, :, None] & batch.takes_part[:, None, :]
+        self.gram = torch.where(both, batch.gram, 0.0)
+        self.cover = torch.zeros_like(batch.importance)
+        self.saliency = _power(batch.importance, rule.alpha).clamp(max=_LARGEST_SALIENCY)
+        self.combine = rule.combine
+
+    def start(self) -> torch.Tensor:
+        return self._priorities()
+
+    def _priorities(self) -> torch.Tensor:
+        gain = torch.zeros_like(self.cover)
+        for b, n in enumerate(self.batch.lengths):
+            uncovered = (self.gram[b, :n, :n] - self.cover[b, :n, None]).clamp_(min=0)
+            gain[b, :n] = uncovered.sum(0)
+        priority = gain * self.saliency if self.combine == "mul" else gain + self.saliency
+        return torch.where(self.batch.takes_part, priority, -math.inf)
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        samples = torch.arange(len(pick), device=pick.device)
+        self.cover = torch.maximum(self.cover, self.gram[samples, pick.clamp(min=0)])
+        return self._priorities()
+
+
+def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
+    """x**exponent, rounded from float64: torch's float32 power depends on where in a row an element stands."""
+    if exponent == 1:
+        return x
+    wide = x if x.device.type == "mps" else x.double()  # which has no float64
+    return (wide**exponent).to(x.dtype)
+
+
+_STATES: dict[type[Rule], type[RuleState]] = {
+    IDSelection: IDSelectionState,
+    MMR: MMRState,
+    MaxMin: MaxMinState,
+    HardSuppress: HardSuppressState,
+    DPP: DPPState,
+    Coverage: CoverageState,
+    TopK: RuleState,
+}
+
+
+def rule_state(rule: Rule, batch: Batch, max_picks: int) -> RuleState:
+    """The state of `rule` for a loop of at most `max_picks` picks."""
+    return _STATES[type(rule)](rule, batch, max_picks)
+
+
+# --- The greedy loop --------------------------------------------------------------------------------------------------
+
+
+class Standing(NamedTuple):
+    """How tokens rank for the next pick, (B, N) each: the higher tier first, then the higher value.
+
+    Tier 2: has a priority. Tier 1: takes part, but the rule has nothing left to say about it; ranked by importance.
+    Tier 0: exists, but its importance or features are not usable; ranked by index. Tier -1: cannot be picked.
+    """
+
+    tier: torch.Tensor
+    value: torch.Tensor
+
+    def best(self) -> torch.Tensor:
+        """The token to pick, lowest index first among equals: (B,), -1 where there is none."""
+        top = self.tier.amax(1, keepdim=True)
+        value = torch.where(self.tier == top, self.value, -math.inf)
+        return torch.where(top[:, 0] < 0, -1, value.argmax(1))
+
+    def priority_of(self, pick: torch.Tensor) -> torch.Tensor:
+        """The rule's priority of each sample's token, (B,) to (B,); -inf where it has none."""
+        at = pick.clamp(min=0)[:, None]
+        return torch.where(self.tier.gather(1, at) == 2, self.value.gather(1, at), -math.inf)[:, 0]
+
+
+def standing(batch: Batch, open_: torch.Tensor, priority: torch.Tensor) -> Standing:
+    """Ranks the tokens still open, (B, N) bool, under the rule's priorities."""
+    # NaN compares false, so a priority that is not a number leaves its token in tier 1.
+    has_priority = batch.takes_part & (priority > -math.inf)
+    tier = torch.where(has_priority, 2, batch.lower_tier)
+    value = torch.where(has_priority, priority, batch.fallback)
+    return Standing(torch.where(open_, tier, -1), value)
+
+
+def reference_select(
+    inputs: Inputs,
+    rule: Rule,
+    k: list[int],
+    sort: bool = False,
+    *,
+    dtype: torch.dtype = torch.float32,
+    gram: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The selection as the formulas say it.
+
+    Args:
+        inputs: checked tensors, see `Inputs`.
+        rule: the rule.
+        k: counts, one for all samples or one per sample.
+        sort: ascending indices.
+        dtype: float32 or float64, the precision of everything.
+        gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
+            is faster within `GRAM_BUDGET_BYTES`. `Coverage` needs the full Gram.
+
+    Returns:
+        indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
+    """
+    inputs = Inputs(*(None if t is None else t.detach() for t in inputs))  # type: ignore[arg-type]
+    problem = Problem.of(inputs, rule, k, sort)
+    if problem.batch == 0:
+        empty = inputs.features.new_empty((0, problem.k_max), dtype=dtype)
+        return empty.to(torch.int64), empty
+    offsets = _offsets(inputs)
+    lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
+    counts = problem.k_per_sample
+    full = [_wants_gram(rule, n, count, gram) for n, count in zip(lengths, counts, strict=True)]
+    with torch.no_grad(), _ieee_arithmetic(inputs.features.device):
+        parts = [
+            _greedy(Batch(_part(inputs, offsets, begin, end), dtype, whole), rule, counts[begin:end], problem.k_max)
+            for begin, end, whole in _chunks(lengths, full)
+        ]
+    indices, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+    scores = scores if dtype is torch.float64 else scores.float()
+    return _sorted(indices, scores) if sort else (indices, scores)
+
+
+def _greedy(batch: Batch, rule: Rule, counts: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    indices = torch.full((batch.shape[0], width), -1, device=batch.exists.device)
+    scores = torch.full(indices.shape, -math.inf, dtype=batch.importance.dtype, device=indices.device)
+    if 0 in batch.shape or width == 0:
+        return indices, scores
+    steps = min(width, batch.shape[1])
+    state = rule_state(rule, batch, steps)
+    open_, priority = batch.exists.clone(), state.start()
+    for step in range(steps):
+        rank = standing(batch, open_, priority)
+        pick = rank.best()
+        score = rank.priority_of(pick)
+        indices[:, step], scores[:, step] = pick, score
+        # A sample without open tokens has a pick of -1, for which position 0 stands in: it is closed already.
+        open_.scatter_(1, pick.clamp(min=0)[:, None], False)
+        if step + 1 < steps:
+            priority = state.update(step, pick, score, priority)
+    asked = torch.arange(width, device=indices.device) < torch.tensor(counts, device=indices.device)[:, None]
+    return torch.where(asked, indices, -1), torch.where(asked, scores, -math.inf)
+
+
+def _sorted(indices: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending indices, the padding still last."""
+    last = torch.iinfo(indices.dtype).max
+    order = torch.where(indices < 0, last, indices).argsort(1)
+    return indices.gather(1, order), scores.gather(1, order)
+
+
+# --- What to compute at once ------------------------------------------------------------------------------------------
+
+
+def _needs_gram(rule: Rule) -> bool:
+    return rule.state is State.COVERAGE
+
+
+def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
+    """Whether a sample's similarities are computed all at once. Its batch mates must not decide: rounding differs."""
+    if _needs_gram(rule):
+        return True
+    return gram == "full" or (gram == "auto" and _full_gram_pays(rule, tokens, k))
+
+
+def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
+    """Whether the whole Gram takes less time than one row per pick, and fits the budget."""
+    if isinstance(rule, TopK) or tokens**2 * 4 > GRAM_BUDGET_BYTES:
+        return False
+    all_pairs_first = isinstance(rule, MaxMin) and rule.start is None
+    return all_pairs_first or k * _ROW_COST > tokens
+
+
+def _offsets(inputs: Inputs) -> list[int]:
+    """Where each sample begins in `features` flattened to rows. Reading `cu_seqlens` waits for a GPU."""
+    if inputs.cu_seqlens is not None:
+        offsets: list[int] = inputs.cu_seqlens.tolist()
+        return offsets
+    batch, tokens, _ = inputs.features.shape
+    return [b * tokens for b in range(batch + 1)]
+
+
+def _chunks(lengths: list[int], full: list[bool]) -> Iterator[tuple[int, int, bool]]:
+    """Runs of samples that go the same way and whose Grams, padded to the longest, fit the budget together."""
+    begin = 0
+    for whole, run in itertools.groupby(full):
+        end = begin + len(list(run))
+        longest = max(lengths[begin:end])
+        step = max(1, GRAM_BUDGET_BYTES // max(1, longest**2 * 4)) if whole else end - begin
+        for first in range(begin, end, step):
+            yield first, min(first + step, end), whole
+        begin = end
+
+
+def _part(inputs: Inputs, offsets: list[int], begin: int, end: int) -> Inputs:
+    """The samples from `begin` to `end`."""
+    if inputs.cu_seqlens is None:
+        return Inputs(*(None if t is None else t[begin:end] for t in inputs))  # type: ignore[arg-type]
+    rows = slice(offsets[begin], offsets[end])
+    features, importance, mask = (None if t is None else t[rows] for t in inputs[:3])
+    cu_seqlens = inputs.cu_seqlens[begin : end + 1] - offsets[begin]
+    return Inputs(features, importance, mask, cu_seqlens)  # type: ignore[arg-type]
+
+
+class _IeeeMatmul:
+    """Float32 products in IEEE float32 while any thread is inside, and the caller's setting afterwards."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._saved = threading.Lock(), 0, [""]
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = self._swap(["ieee"] * 2)
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._swap(self._saved)
+
+    def _swap(self, settings: list[str]) -> list[str]:
+        """Puts settings in place and returns those that were there."""
+        torch_backends: Any = torch.backends
+        backends = torch_backends.cuda.matmul, torch_backends.mkldnn.matmul
+        if not hasattr(backends[0], "fp32_precision"):  # before torch 2.9
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest" if settings[0] == "ieee" else settings[0])
+            return [before]
+        saved = [backend.fp32_precision for backend in backends]
+        for backend, setting in zip(backends, settings, strict=True):
+            backend.fp32_precision = setting
+        return saved
+
+
+_ieee_matmul = _IeeeMatmul()
+
+
+@contextmanager
+def _ieee_arithmetic(device: torch.device) -> Iterator[None]:
+    """Products in full precision, whatever autocast and matmul precision the caller has set."""
+    with _ieee_matmul, torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _TorchEngine:
+    name = "torch"
+
+    def unavailable_reasons(self) -> list[str]:
+        return []
+
+    def unsupported_reasons(self, problem: Problem) -> list[str]:
+        return []
+
+    def algorithm(self, problem: Problem) -> str:
+        rule, k = problem.rule, problem.k_max
+        if isinstance(rule, TopK):
+            return f"{k} greedy steps on the importance"
+        whole = f"the whole Gram by matrix product, then {k} greedy steps"
+        by_rows = f"{k} greedy steps, each with one row of similarities by matrix-vector product"
+        if (problem.ragged or len(set(problem.k)) > 1) and not _needs_gram(rule):
+            return f"by each sample's N and k, {whole}, or {by_rows}"
+        return whole if _wants_gram(rule, problem.tokens, k) else by_rows
+
+    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        return reference_select(inputs, problem.rule, list(problem.k), problem.sort)
+
+
+ENGINE = _TorchEngine()

@@ -1,0 +1,208 @@
+"""The `triton` backend: the whole selection in one launch (docs/triton_engine.md)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .. import _env
+from ..problem import Inputs, Problem
+from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, State, TopK
+
+__all__ = ["ENGINE", "GRAM_BUDGET_BYTES"]
+
+# What the dot products of a launch may take. Samples whose Gram alone is larger run on panels of it.
+GRAM_BUDGET_BYTES = 2**30
+
+# The rules that the kernel has a branch for.
+_RULES = frozenset({IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK})
+
+_LEAST_VERSION = (3, 2)
+# Tiles of a triangle are counted in 32 bits.
+_MAX_TOKENS = 2**21
+
+
+class TritonEngine:
+    """See `engines.base.Engine`."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        # Zeroed counters by (device, stream); every launch leaves them zero.
+        self._counters: dict[tuple[int, int], torch.Tensor] = {}
+        # Counts that a captured graph copies at every replay.
+        self._captured: list[torch.Tensor] = []
+
+    def unavailable_reasons(self) -> list[str]:
+        """Why it cannot run anything on this machine."""
+        if (reason := _installation()) is not None:
+            return [reason]
+        if _interpreted() or _has_gpu():
+            return [] if isinstance(loaded := _load(), ModuleType) else [loaded]
+        return ["no CUDA or HIP device (with TRITON_INTERPRET=1 it runs on the CPU, for tests)"]
+
+    def unsupported_reasons(self, problem: Problem) -> list[str]:
+        """Why it cannot run this problem."""
+        reasons = []
+        on_cpu = problem.device.type == "cpu"
+        if on_cpu and not _interpreted():
+            reasons.append("it runs on CUDA and HIP tensors (on CPU tensors with TRITON_INTERPRET=1, for tests)")
+        elif not on_cpu and problem.device.type != "cuda":
+            reasons.append(f"it runs on CUDA and HIP tensors, got a tensor on {problem.device}")
+        if type(problem.rule) not in _RULES:
+            reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
+        if problem.tokens > _MAX_TOKENS:
+            reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
+        if problem.rule.state is State.COVERAGE and not _gram_fits(problem.tokens):
+            whose = "the T x T similarities of a ragged batch" if problem.ragged else "the N x N similarities"
+            size, budget = _gram_bytes(problem.tokens) / 2**20, GRAM_BUDGET_BYTES / 2**20
+            reasons.append(
+                f"{type(problem.rule).__name__} reads {whose} after every pick: "
+                f"{size:.0f} MiB, more than the budget of {budget:.0f} MiB"
+            )
+        return reasons
+
+    def only_by_name_reasons(self, problem: Problem) -> list[str]:
+        """Why it is not chosen automatically."""
+        return ["TRITON_INTERPRET=1 is for tests: it runs only when asked for by name"] if _interpreted() else []
+
+    def algorithm(self, problem: Problem) -> str:
+        """How it would run this problem."""
+        if isinstance(problem.rule, TopK):
+            return f"one launch: norms by tiles, then {problem.k_max} greedy steps"
+        if _gram_fits(problem.tokens):
+            return f"one launch: the Gram by tiles, then {problem.k_max} greedy steps by the last program of a sample"
+        longer = "where a sample's Gram is too large, " if problem.ragged else ""
+        return f"one launch: norms by tiles, then {longer}{problem.k_max} greedy steps on panels of the Gram"
+
+    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Selects; nothing waits for the device."""
+        features, importance, mask, cu_seqlens = inputs
+        device, width = features.device, problem.k_max
+        shape = (problem.batch, width)
+        if problem.batch == 0 or width == 0 or problem.tokens == 0:
+            indices = torch.full(shape, -1, dtype=torch.int64, device=device)
+            return indices, torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return self.run(problem, inputs)
+        launch = _library()
+        arch = _arch(device.index) if device.type == "cuda" else 0
+        plan = launch.make_plan(problem, arch, GRAM_BUDGET_BYTES)
+        indices = torch.empty(shape, dtype=torch.int64, device=device)
+        scores = torch.empty(shape, dtype=torch.float32, device=device)
+        tensors = launch.Tensors(
+            features.detach(),
+            None if importance is None else importance.detach(),
+            mask,
+            None if cu_seqlens is None else cu_seqlens.contiguous(),
+            self._counts(problem.k, device) if len(problem.k) > 1 else None,
+            torch.empty(plan.workspace, dtype=torch.float32, device=device),
+            self._zeros(plan.samples, device),
+            indices,
+            scores,
+        )
+        launch.launch(plan, tensors)
+        return indices, scores
+
+    def _zeros(self, samples: int, device: torch.device) -> torch.Tensor:
+        """Counters that no other launch in flight uses: those of the current stream."""
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # A graph may be replayed on any stream, so it has its own; the memset is a node of it.
+            return torch.zeros(samples, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (device.index or 0, stream)
+        counters = self._counters.get(key)
+        if counters is None or len(counters) < samples:
+            counters = torch.zeros(max(samples, 256), dtype=torch.int32, device=device)
+            self._counters[key] = counters
+        return counters
+
+    def _counts(self, k: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        if device.type != "cuda":
+            return torch.tensor(k, dtype=torch.int32)
+        pinned = _pinned_counts(k)
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.append(pinned)
+        return pinned.to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _pinned_counts(k: tuple[int, ...]) -> torch.Tensor:
+    """On the host, page-locked: copying from it neither waits nor breaks a capture."""
+    return torch.tensor(k, dtype=torch.int32).pin_memory()
+
+
+def _gram_bytes(tokens: int) -> int:
+    """float32, in rows of a multiple of 16."""
+    return 4 * tokens * (-(-tokens // 16) * 16)
+
+
+def _gram_fits(tokens: int) -> bool:
+    """As `launch.make_plan` decides; asking must not import Triton."""
+    return _gram_bytes(tokens) <= GRAM_BUDGET_BYTES
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The launcher, which imports Triton, or why it does not load."""
+    try:
+        return importlib.import_module("..triton_impl.launch", __package__)
+    except Exception as error:  # a Triton that does not fit its surroundings fails in many ways
+        return f"triton does not load: {type(error).__name__}: {error}"
+
+
+def _library() -> Any:
+    """The launcher.
+
+    Raises:
+        ImportError: it does not load; the message says why.
+    """
+    if isinstance(loaded := _load(), str):
+        raise ImportError(loaded)
+    return loaded
+
+
+@functools.cache
+def _installation() -> str | None:
+    """What is wrong with the installed Triton; None where nothing is."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'idsel_kernels[triton]'; it exists for Linux)"
+    try:
+        version = importlib.metadata.version("triton")
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None  # built from source or renamed: it may well do
+    if numbers < _LEAST_VERSION:
+        return f"triton must be at least {_LEAST_VERSION[0]}.{_LEAST_VERSION[1]}, got {version}"
+    return None
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def _interpreted() -> bool:
+    """Whether the kernels run, or would run, under Triton's interpreter."""
+    if _load.cache_info().currsize and isinstance(loaded := _load(), ModuleType):
+        return bool(loaded.INTERPRETED)
+    return _env.triton_interpret()
+
+
+@functools.cache
+def _arch(index: int) -> int:
+    """Compute capability times 10, 0 for HIP."""
+    if torch.version.hip:
+        return 0
+    properties: Any = torch.cuda.get_device_properties(index)
+    return int(properties.major * 10 + properties.minor)
+
+
+ENGINE = TritonEngine()

@@ -1,0 +1,72 @@
+"""What a call asks for, without its tensors: all that choosing an engine may depend on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .rules import Rule
+
+__all__ = ["Inputs", "Problem"]
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, checked and in the one layout engines see.
+
+    Dense: features (B, N, D), importance (B, N), mask (B, N). Ragged: features (T, D), importance (T,), mask (T,)
+    and cu_seqlens (B+1,) int32, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1].
+    """
+
+    features: torch.Tensor
+    importance: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+
+
+class Problem(NamedTuple):
+    """Frozen description of one call; a tuple, because a frozen dataclass takes 2 µs longer to make.
+
+    `tokens` is N of a dense batch and the total T of a ragged one; `k` holds one count for all samples, or one
+    per sample.
+    """
+
+    rule: Rule
+    k: tuple[int, ...]
+    batch: int
+    tokens: int
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+    ragged: bool = False
+    has_importance: bool = False
+    has_mask: bool = False
+    sort: bool = False
+
+    @classmethod
+    def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
+        features, importance, mask, cu_seqlens = inputs
+        ragged = cu_seqlens is not None
+        return cls(
+            rule=rule,
+            k=tuple(k),
+            batch=cu_seqlens.shape[0] - 1 if cu_seqlens is not None else features.shape[0],
+            tokens=features.shape[-2],
+            dim=features.shape[-1],
+            dtype=features.dtype,
+            device=features.device,
+            ragged=ragged,
+            has_importance=importance is not None,
+            has_mask=mask is not None,
+            sort=sort,
+        )
+
+    @property
+    def k_max(self) -> int:
+        """Width of the outputs."""
+        return max(self.k)
+
+    @property
+    def k_per_sample(self) -> list[int]:
+        """One count per sample."""
+        return list(self.k) * self.batch if len(self.k) == 1 else list(self.k)

@@ -1,0 +1,369 @@
+"""The selection rules: how priorities start and how they change after a pick.
+
+A rule is a small frozen dataclass. It validates its parameters, says what the greedy loop has to carry for it, and
+crosses every boundary (operator schema, C++ interface, kernel launch) as `encode()`: an integer id and a list of
+floats. The formulas below use c_ij for the cosine similarity of tokens i and j, and p for the priority of the pick.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = [
+    "DPP",
+    "MMR",
+    "RULES",
+    "Coverage",
+    "HardSuppress",
+    "IDSelection",
+    "MaxMin",
+    "Rule",
+    "State",
+    "TopK",
+    "decode",
+]
+
+
+class State(enum.Enum):
+    """What the greedy loop carries for a rule; engines choose their algorithm by this, never by a rule's name."""
+
+    TOKEN = "one value per token"
+    HISTORY = "one value per token and earlier pick"
+    COVERAGE = "a reduction over the whole Gram per pick"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base class of all rules; not a rule itself."""
+
+    rule_id: ClassVar[int]
+    state: ClassVar[State] = State.TOKEN
+    needs_importance: ClassVar[bool] = True
+    is_complete: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        # A class derived from a rule is not one itself: engines know rules by their exact type.
+        cls.is_complete = "rule_id" in cls.__dict__
+
+    def encode(self) -> tuple[int, list[float]]:
+        """The rule as `(rule_id, params)`, the only form in which it crosses into an operator or a kernel."""
+        return self.rule_id, self._params()
+
+    def _params(self) -> list[float]:
+        return []
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        return cls(*params)
+
+
+@dataclass(frozen=True)
+class IDSelection(Rule):
+    """Importance, lowered around every pick: ID-Selection, arXiv 2604.05601, Eq. 7-9.
+
+    Priorities start as the importance. After pick i with priority p, every other token gets
+    `s_j = max(floor, s_j - exp(-gamma * max(0, 1 - c_ij)**2) * p)`.
+
+    Args:
+        gamma: sharpness of the suppression, finite and >= 0. 20.0 is the published setting.
+        floor: lower bound of a priority, or None for none. Public re-implementations clamp at 0.0.
+
+    Raises:
+        TypeError, ValueError: a parameter is not a number or out of range.
+
+    Example:
+        >>> IDSelection(gamma=5.0, floor=None)
+        IDSelection(gamma=5.0, floor=None)
+    """
+
+    gamma: float = 20.0
+    floor: float | None = 0.0
+    rule_id: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        _check_number("IDSelection", "gamma", self.gamma, low=0.0)
+        if self.floor is not None:
+            _check_number("IDSelection", "floor", self.floor, hint=" (None means no floor)")
+
+    def _params(self) -> list[float]:
+        return [float(self.gamma), -math.inf if self.floor is None else float(self.floor)]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        gamma, floor = params
+        return cls(gamma, None if floor == -math.inf else floor)
+
+
+@dataclass(frozen=True)
+class MMR(Rule):
+    """Maximal marginal relevance: IDPruner, arXiv 2602.13315, as in the official code (AngelSlim).
+
+    The first pick maximises the importance. After that `s_j = lam * importance_j - (1 - lam) * m_j`, where m_j is
+    the largest similarity of j to any pick.
+
+    Args:
+        lam: weight of the importance against the redundancy, in [0, 1]. 0.5 is the official default.
+        parallel_k: priorities are refreshed after every `parallel_k` picks, >= 1 (so the first `parallel_k` picks
+            maximise the importance). 1 is the exact rule; more is the official code's shortcut.
+
+    Raises:
+        TypeError, ValueError: a parameter is not a number or out of range.
+
+    Example:
+        >>> MMR(lam=0.3)
+        MMR(lam=0.3, parallel_k=1)
+    """
+
+    lam: float = 0.5
+    parallel_k: int = 1
+    rule_id: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check_number("MMR", "lam", self.lam, low=0.0, high=1.0)
+        _check_int("MMR", "parallel_k", self.parallel_k, low=1)
+
+    def _params(self) -> list[float]:
+        return [float(self.lam), float(self.parallel_k)]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        lam, parallel_k = params
+        return cls(lam, int(parallel_k))
+
+
+@dataclass(frozen=True)
+class MaxMin(Rule):
+    """Farthest point sampling in cosine distance: DivPrune, CVPR 2025 (arXiv 2503.02175).
+
+    The first pick is the token whose nearest other token is farthest; then always the token whose nearest picked
+    token is farthest: `s_j = min over picked i of (1 - c_ij)`. Importance is not used, except that a NaN or -inf
+    there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf.
+
+    Args:
+        start: index of the first pick, >= 0 and < N, or None for the published first pick, which costs N**2
+            similarities. In a sample where that token cannot be selected the lowest selectable index starts.
+            The priority reported for a given start is +inf: no distance constrains it yet.
+
+    Raises:
+        TypeError, ValueError: `start` is not an integer or negative.
+
+    Example:
+        >>> MaxMin(start=0)
+        MaxMin(start=0)
+    """
+
+    start: int | None = None
+    rule_id: ClassVar[int] = 2
+    needs_importance: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.start is not None:
+            _check_int("MaxMin", "start", self.start, low=0)
+
+    def _params(self) -> list[float]:
+        return [-1.0 if self.start is None else float(self.start)]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        (start,) = params
+        return cls(None if start < 0 else int(start))
+
+
+@dataclass(frozen=True)
+class HardSuppress(Rule):
+    """Greedy non-maximum suppression: TRIO (arXiv 2602.04657), D2Pruner's second stage (arXiv 2512.19443).
+
+    Priorities start as the importance. A pick i sets `s_j = -inf` where c_ij > threshold and, if a grid is given,
+    where j lies within `radius` cells of i (Chebyshev distance: radius 1 is the 8 neighbours). When every token is
+    suppressed the rest follow by importance, with a reported priority of -inf.
+
+    Args:
+        threshold: similarity above which a token is suppressed, in [-1, 1]. 0.8 is the value in TRIO's official code.
+        grid: (height, width) of the token grid in row-major order, height * width = N, or None.
+        radius: suppressed neighbourhood in cells, >= 0; needs `grid`.
+
+    Raises:
+        TypeError, ValueError: a parameter has the wrong type, is out of range, or `radius` comes without `grid`.
+
+    Example:
+        >>> HardSuppress(threshold=0.9, grid=(24, 24), radius=1)
+        HardSuppress(threshold=0.9, grid=(24, 24), radius=1)
+    """
+
+    threshold: float = 0.8
+    grid: tuple[int, int] | None = None
+    radius: int = 0
+    rule_id: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        _check_number("HardSuppress", "threshold", self.threshold, low=-1.0, high=1.0)
+        _check_int("HardSuppress", "radius", self.radius, low=0)
+        if self.grid is None:
+            if self.radius > 0:
+                raise ValueError(f"HardSuppress: radius={self.radius} needs grid=(height, width), got grid=None")
+            return
+        if not isinstance(self.grid, tuple) or len(self.grid) != 2:
+            raise TypeError(f"HardSuppress: grid must be a tuple (height, width) or None, got {self.grid!r}")
+        for side in self.grid:
+            _check_int("HardSuppress", "grid", side, low=1)
+
+    def _params(self) -> list[float]:
+        height, width = self.grid or (0, 0)
+        return [float(self.threshold), float(height), float(width), float(self.radius)]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        threshold, height, width, radius = params
+        return cls(threshold, (int(height), int(width)) if height else None, int(radius))
+
+
+@dataclass(frozen=True)
+class DPP(Rule):
+    """Greedy MAP of a determinantal point process: CDPruner, NeurIPS 2025 (arXiv 2506.10967).
+
+    The kernel is `L_ij = q_i * c_ij * q_j` with the importance as relevance q. Priorities start as `d_j = L_jj`.
+    After pick i, `e_j = (L_ij - sum_t r_t[i] * r_t[j]) / sqrt(d_i)` over the rows r_t kept so far, e is kept, and
+    `d_j = d_j - e_j**2`. Tokens with `d_j <= eps * max L_jj` are spanned by the picks; when all are, the rest
+    follow by q with a reported priority of -inf (the official code divides by a vanishing d there and repeats
+    tokens).
+
+    Args:
+        eps: rank tolerance relative to the largest L_jj, in [1e-6, 1]. The default is ours: a few float32 roundings,
+            below which a remainder cannot be told from none.
+
+    Raises:
+        TypeError, ValueError: `eps` is not a number or out of range.
+
+    Example:
+        >>> DPP()
+        DPP(eps=1e-06)
+    """
+
+    eps: float = 1e-6
+    rule_id: ClassVar[int] = 4
+    state: ClassVar[State] = State.HISTORY
+
+    def __post_init__(self) -> None:
+        _check_number("DPP", "eps", self.eps, low=1e-6, high=1.0)
+
+    def _params(self) -> list[float]:
+        return [float(self.eps)]
+
+
+@dataclass(frozen=True)
+class Coverage(Rule):
+    """Facility location times saliency: SCOPE (arXiv 2510.24214), as in the official code.
+
+    With `cover_i` the best similarity of token i to any pick, at least 0, the priority of j is its gain
+    `sum_i max(0, c_ij - cover_i)` times (`combine="mul"`) or plus (`combine="add"`) `importance_j**alpha`.
+
+    Importance is the saliency. It is optional: without it every token has saliency 1. It should be >= 0.
+
+    Args:
+        alpha: exponent of the saliency, finite and >= 0. 1.0 is the official default, and weighs it linearly.
+        combine: "mul", the official default, or "add".
+
+    Raises:
+        TypeError, ValueError: a parameter has the wrong type or is out of range.
+
+    Example:
+        >>> Coverage(alpha=0.5, combine="add")
+        Coverage(alpha=0.5, combine='add')
+    """
+
+    alpha: float = 1.0
+    combine: str = "mul"
+    rule_id: ClassVar[int] = 5
+    state: ClassVar[State] = State.COVERAGE
+    needs_importance: ClassVar[bool] = False
+
+    _COMBINE: ClassVar[tuple[str, str]] = ("mul", "add")
+
+    def __post_init__(self) -> None:
+        _check_number("Coverage", "alpha", self.alpha, low=0.0)
+        if self.combine not in self._COMBINE:
+            raise ValueError(f"Coverage: combine must be 'mul' or 'add', got {self.combine!r}")
+
+    def _params(self) -> list[float]:
+        return [float(self.alpha), float(self._COMBINE.index(self.combine))]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        alpha, combine = params
+        return cls(alpha, cls._COMBINE[int(combine)])
+
+
+@dataclass(frozen=True)
+class TopK(Rule):
+    """Importance alone: FastV (arXiv 2403.06764), FasterVLM (arXiv 2412.01818).
+
+    Example:
+        >>> TopK()
+        TopK()
+    """
+
+    rule_id: ClassVar[int] = 6
+
+
+RULES: dict[str, type[Rule]] = {
+    rule.__name__: rule for rule in (IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK)
+}
+
+_BY_ID = {rule.rule_id: rule for rule in RULES.values()}
+
+
+def decode(rule_id: int, params: Sequence[float]) -> Rule:
+    """The rule that `encode()` turned into `(rule_id, params)`.
+
+    Raises:
+        ValueError: no rule has this id, or the parameters do not fit it.
+    """
+    return _decode(rule_id, tuple(params))
+
+
+@functools.lru_cache(maxsize=256)
+def _decode(rule_id: int, params: tuple[float, ...]) -> Rule:
+    if rule_id not in _BY_ID:
+        raise ValueError(f"rule_id must be one of {sorted(_BY_ID)}, got {rule_id}")
+    try:
+        return _BY_ID[rule_id]._from_params(params)
+    except (TypeError, ValueError) as error:
+        name = _BY_ID[rule_id].__name__
+        raise ValueError(f"params do not fit {name}: got {list(params)} ({error})") from error
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond every float
+        return math.inf
+
+
+def _check_number(
+    rule: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = ""
+) -> None:
+    is_number = isinstance(value, (int, float, numbers.Real))
+    if isinstance(value, bool) or not is_number:
+        raise TypeError(f"{rule}: {name} must be a number{hint}, got {value!r}")
+    number = _as_float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{rule}: {name} must be {_interval(low, high)}{hint}, got {value!r}")
+
+
+def _check_int(rule: str, name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"{rule}: {name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{rule}: {name} must be >= {low}, got {value}")
+
+
+def _interval(low: float, high: float) -> str:
+    if low == -math.inf:
+        return "finite"
+    return f"finite and >= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"

@@ -1,0 +1,615 @@
+"""Checks a selection against the formulas in float64, and makes inputs that are worth checking on.
+
+Rounding may legitimately flip two tokens whose priorities nearly tie, and everything after them. So a selection is
+right when every pick was (nearly) the best one available given the picks before it: when its *regret* is small. On
+the leading picks whose margin over the runner-up is clear, the indices must be those of the float64 selection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import api
+from .engines.reference import (
+    Batch,
+    DPPState,
+    HardSuppressState,
+    RuleState,
+    Standing,
+    reference_select,
+    rule_state,
+    standing,
+)
+from .problem import Inputs, Problem
+from .rules import DPP, MMR, HardSuppress, IDSelection, MaxMin, Rule, State
+
+__all__ = [
+    "Case",
+    "SelectionReport",
+    "assert_parity",
+    "check_selection",
+    "clustered",
+    "exact",
+    "near_duplicates",
+    "oracle",
+    "picture",
+    "ragged",
+]
+
+# A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
+# way inside this band.
+SIMILARITY_SLACK = 1e-5
+# The smallest Schur complements that float32 can tell from zero vary by about this factor around `DPP.eps`.
+RANK_SLACK = 16.0
+# A priority of this size comes from an importance of +inf, and says nothing about the size of the others.
+_ENORMOUS = 2.0**62
+_TINY = 2.0**-126
+# Replays keep the Gram in float64 up to this size, and compute rows above it.
+_FULL_GRAM_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class SelectionReport:
+    """How a selection compares with the float64 rule. All tensors are (B, k) float64 on the CPU.
+
+    Attributes:
+        regret: best available priority minus the priority of the pick, after replaying the picks before it; inf
+            where a pick was made while a better kind of token was left, NaN where padded.
+        margin: along the float64 selection, best minus second-best priority; inf where nothing else was left.
+        oracle_indices: (B, k) int64, the float64 selection.
+        score_error: difference between a reported score and the float64 priority of the same pick, NaN where padded.
+        unit: the size of priorities, in which tolerances are given: the largest of the sample, and at least 1 for rules
+            whose priorities hold similarities (`MMR`, `MaxMin`). Where +inf importance makes one enormous, its own.
+        first_difference: per sample the first position at which the picks part from `oracle_indices`, or None.
+        defects: what is wrong whatever the priorities: repeated, masked, missing or out-of-range picks.
+        ascending: whether the indices of every sample ascend, as with `sort=True`.
+    """
+
+    regret: torch.Tensor
+    margin: torch.Tensor
+    score_error: torch.Tensor
+    unit: torch.Tensor
+    oracle_indices: torch.Tensor
+    first_difference: list[int | None]
+    defects: list[str]
+    ascending: bool
+
+    @property
+    def worst_regret(self) -> float:
+        """The largest regret; inf if there are defects."""
+        return math.inf if self.defects else _largest(self.regret)
+
+    @property
+    def relative_regret(self) -> float:
+        """The largest regret in terms of `unit`; inf if there are defects."""
+        return math.inf if self.defects else _largest(self.regret / self.unit)
+
+    def clear_prefix(self, margin: float = 1e-5) -> list[int]:
+        """Per sample, how many leading picks have a margin above `margin` times `unit`."""
+        clear = (self.margin > margin * self.unit).to(torch.int64)
+        return [int(n) for n in clear.cumprod(1).sum(1)]
+
+    def assert_ok(self, tolerance: float = 1e-5, margin: float = 1e-5) -> None:
+        """Raises AssertionError unless the selection is right.
+
+        Args:
+            tolerance: largest regret and score error allowed, times `unit`.
+            margin: up to the first margin below this times `unit` the indices must equal the float64 ones.
+        """
+        if self.defects:
+            raise AssertionError("; ".join(self.defects))
+        if self.relative_regret > tolerance:
+            hint = "; the indices ascend: a selection made with sort=True cannot be replayed" if self.ascending else ""
+            raise AssertionError(f"regret {self.relative_regret:.3g} exceeds {tolerance:.3g} of the priorities{hint}")
+        error = _largest(self.score_error / self.unit)
+        if error > tolerance:
+            raise AssertionError(f"score error {error:.3g} exceeds {tolerance:.3g} of the priorities")
+        for sample, (first, clear) in enumerate(zip(self.first_difference, self.clear_prefix(margin), strict=True)):
+            if first is not None and first < clear:
+                raise AssertionError(
+                    f"sample {sample}: pick {first} differs from the float64 selection, "
+                    f"whose margins are clear for {clear} picks"
+                )
+
+
+def _largest(errors: torch.Tensor) -> float:
+    """The largest of (B, k) errors, those of padding being NaN."""
+    errors = errors[~errors.isnan()]
+    return float(errors.max()) if errors.numel() else 0.0
+
+
+def check_selection(
+    sel: api.Selection,
+    features: torch.Tensor,
+    rule: Rule = IDSelection(),
+    importance: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    k: int | Sequence[int] | None = None,
+) -> SelectionReport:
+    """Replays the picks in float64 on the CPU and reports how good each was.
+
+    Args:
+        sel: the selection, in pick order (not sorted).
+        features, rule, importance, mask, cu_seqlens: as they were given to `select`.
+        k: as given to `select`, where it was a list; otherwise the width of `sel` tells.
+
+    Returns:
+        A `SelectionReport`; `report.assert_ok()` is the parity criterion.
+
+    Raises:
+        TypeError, ValueError: the inputs are not valid for `select`, or `sel` does not have their shape.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> case = idsel.testing.clustered(tokens=50, dim=16)
+        >>> sel = idsel.select(**case.inputs(), k=8)
+        >>> idsel.testing.check_selection(sel, **case.inputs()).assert_ok()
+    """
+    indices, scores = (t.detach().cpu() for t in sel)
+    if indices.dtype is not torch.int64:
+        raise TypeError(f"sel.indices must be torch.int64, got {indices.dtype}")
+    inputs, counts = _on_cpu(features, indices.shape[-1] if k is None else k, rule, importance, mask, cu_seqlens)
+    problem = Problem.of(inputs, rule, counts, sort=False)
+    if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
+        wanted = (problem.batch, problem.k_max)
+        raise ValueError(f"sel must hold (B, k) = {wanted} indices and scores, got {tuple(indices.shape)}")
+    with torch.device("cpu"):  # whatever the caller's default is
+        replays = [
+            _replay(sample, rule, indices[b], scores[b].double(), problem.k_per_sample[b], b)
+            for b, sample in enumerate(_samples(inputs, problem))
+        ]
+        return _report(replays, indices)
+
+
+def oracle(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule = IDSelection(),
+    importance: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    sort: bool = False,
+    *,
+    dtype: torch.dtype = torch.float64,
+    gram: str = "auto",
+) -> api.Selection:
+    """The reference selection in a precision of choice: float64 unless told, where `select` computes in float32.
+
+    Args:
+        features, k, rule, importance, mask, cu_seqlens, sort: as for `select`.
+        dtype: torch.float64 or torch.float32.
+        gram: "full", "rows" or "auto": all similarities at once, one row per pick, or the faster of them.
+
+    Returns:
+        A `Selection`; its scores have the dtype asked for.
+
+    Raises:
+        TypeError, ValueError: as `select`, or `dtype` or `gram` is none of those.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.testing.oracle(torch.eye(3), 2, importance=torch.tensor([0.1, 0.9, 0.5])).indices
+        tensor([[1, 2]])
+    """
+    if dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
+    if gram not in ("auto", "full", "rows"):
+        raise ValueError(f"gram must be 'auto', 'full' or 'rows', got {gram!r}")
+    inputs, counts = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None)
+    return api.Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
+
+
+def assert_parity(
+    engine_a: str,
+    engine_b: str,
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule = IDSelection(),
+    importance: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    *,
+    tolerance: float = 1e-5,
+    margin: float = 1e-5,
+    exact: bool = False,
+) -> tuple[SelectionReport, SelectionReport]:
+    """Runs two backends on the same input and asserts that both are right, so that they agree where that is defined.
+
+    Args:
+        engine_a, engine_b: backend names.
+        features, k, rule, importance, mask, cu_seqlens: as for `select`.
+        tolerance, margin: see `SelectionReport.assert_ok`.
+        exact: demand the same indices throughout, for inputs on which all arithmetic is exact (see `exact`).
+
+    Returns:
+        Both reports.
+
+    Raises:
+        AssertionError: a selection is wrong; the message names the backend.
+
+    Example:
+        >>> import idsel_kernels as idsel
+        >>> case = idsel.testing.exact(tokens=33)
+        >>> _ = idsel.testing.assert_parity("torch", "torch", **case.inputs(), k=5, rule=idsel.MMR(), exact=True)
+    """
+    reports, picks = [], []
+    for engine in (engine_a, engine_b):
+        sel = api.select(features, k, rule, importance, mask=mask, cu_seqlens=cu_seqlens, backend=engine)
+        report = check_selection(sel, features, rule, importance, mask, cu_seqlens, k)
+        try:
+            report.assert_ok(tolerance, margin)
+        except AssertionError as error:
+            raise AssertionError(f"{engine}: {error}") from error
+        reports.append(report)
+        picks.append(sel.indices.cpu())
+    if exact and not torch.equal(*picks):
+        raise AssertionError(f"{engine_a} and {engine_b} pick differently on exact input")
+    return reports[0], reports[1]
+
+
+# --- The replay -------------------------------------------------------------------------------------------------------
+
+
+class _Replay(NamedTuple):
+    """One sample; the tensors are (k,)."""
+
+    regret: torch.Tensor
+    margin: torch.Tensor
+    score_error: torch.Tensor
+    unit: torch.Tensor
+    oracle: torch.Tensor
+    defects: list[str]
+
+
+def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tensor, count: int, sample: int) -> _Replay:
+    """`picks` (k,) with `scores`, of which `count` were asked for."""
+    full = rule.state is State.COVERAGE or inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
+    batch = Batch(inputs, torch.float64, full)
+    oracle, oracle_scores, margin = _oracle_run(batch, rule, len(picks), count)
+    defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count)]
+    taken = int((oracle >= 0).sum())
+    regret, score_error = torch.full((2, len(picks)), math.nan, dtype=torch.float64)
+    unit = _unit(rule, oracle_scores[None])
+    if not defects:
+        if not _has_hard_edge(rule) and torch.equal(picks, oracle):  # a replay would repeat the oracle's own run
+            regret[:taken], priorities = 0.0, oracle_scores[None, :taken]
+        else:
+            regret[:taken], priorities = _replay_picks(batch, rule, picks[:taken])
+        score_error[:taken] = _score_error(scores[:taken], priorities)
+        unit[:taken] = torch.maximum(unit[:taken], _unit(rule, priorities))
+    return _Replay(regret=regret, margin=margin, score_error=score_error, unit=unit, oracle=oracle, defects=defects)
+
+
+def _oracle_run(batch: Batch, rule: Rule, width: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The float64 selection, its priorities and its margins, (width,) each.
+
+    The margin is 0 where the pick hangs on which side of a hard edge rounding puts a token.
+    """
+    picks = torch.full((width,), -1)
+    scores = torch.full((width,), -math.inf, dtype=torch.float64)
+    margins = torch.full((width,), math.inf, dtype=torch.float64)
+    steps = min(count, int(batch.exists.sum()))
+    states = [rule_state(rule, batch, steps), *(_edge_states(rule, batch, steps) if _has_hard_edge(rule) else [])]
+    open_, priorities = batch.exists.clone(), [state.start() for state in states]
+    for step in range(steps):
+        rank, *variants = (standing(batch, open_, priority) for priority in priorities)
+        pick = rank.best()
+        picks[step], scores[step] = pick, rank.priority_of(pick)
+        agreed = all(v.best() == pick and v.tier[0, pick] == rank.tier[0, pick] for v in variants)
+        margins[step] = _margin(rank, pick) if agreed else 0.0
+        open_[0, pick] = False
+        each = zip(states, (rank, *variants), priorities, strict=True)
+        priorities = [state.update(step, pick, r.priority_of(pick), priority) for state, r, priority in each]
+    return picks, scores, margins
+
+
+def _replay_picks(batch: Batch, rule: Rule, picks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regret (k,) of given picks and their priorities (variants, k).
+
+    A token on a rule's hard edge counts for the pick and not against it.
+    """
+    open_, states = batch.exists.clone(), _edge_states(rule, batch, len(picks))
+    priorities = [state.start() for state in states]
+    regret = torch.zeros(len(picks), dtype=torch.float64)
+    options = torch.zeros((len(states), len(picks)), dtype=torch.float64)
+    for step, pick in enumerate(picks[:, None]):
+        ranks = [standing(batch, open_, priority) for priority in priorities]
+        regret[step] = _regret(ranks[0], ranks[-1], pick)
+        scores = [rank.priority_of(pick) for rank in ranks]
+        options[:, step] = torch.cat(scores)
+        open_[0, pick] = False
+        each = zip(states, scores, priorities, strict=True)
+        priorities = [state.update(step, pick, score, priority) for state, score, priority in each]
+    return regret, options
+
+
+def _has_hard_edge(rule: Rule) -> bool:
+    return isinstance(rule, (HardSuppress, DPP))
+
+
+def _edge_states(rule: Rule, batch: Batch, max_picks: int) -> list[RuleState]:
+    """The rule with its hard edge moved by what rounding may do: fewest tokens left, most tokens left."""
+    if not _has_hard_edge(rule):
+        return [rule_state(rule, batch, max_picks)]
+    strict, lenient = (rule_state(rule, batch, max_picks) for _ in range(2))
+    if isinstance(strict, HardSuppressState) and isinstance(lenient, HardSuppressState):
+        strict.threshold -= SIMILARITY_SLACK
+        lenient.threshold += SIMILARITY_SLACK
+    elif isinstance(strict, DPPState) and isinstance(lenient, DPPState):
+        strict.rank_floor = strict.rank_floor * RANK_SLACK
+        lenient.rank_floor = lenient.rank_floor / RANK_SLACK
+    return [strict, lenient]
+
+
+def _unit(rule: Rule, priorities: torch.Tensor) -> torch.Tensor:
+    """(k,) from the priorities (variants, k) of the picks."""
+    sizes = torch.where(priorities.isfinite(), priorities.abs(), 0.0).amax(0)
+    # IDSelection takes shares of an enormous priority off all others, so that theirs are rounded relative to it.
+    alike = isinstance(rule, IDSelection)
+    ordinary = sizes if alike else sizes[sizes < _ENORMOUS]
+    usual = float(ordinary.max()) if ordinary.numel() else 0.0
+    # Similarities are rounded relative to 1, however small the distances left.
+    usual = max(usual, 1.0) if isinstance(rule, (MMR, MaxMin)) else max(usual, _TINY)
+    return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes)
+
+
+def _score_error(scores: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+    """Difference (k,) of each score from the nearer of its priorities; equal infinities are 0 apart, NaN is inf off."""
+    apart = torch.where(options == scores, 0.0, (options - scores).abs())
+    return apart.nan_to_num(nan=math.inf, posinf=math.inf).amin(0)
+
+
+def _regret(strict: Standing, lenient: Standing, pick: torch.Tensor) -> float:
+    best = strict.best()
+    best_tier, pick_tier = int(strict.tier[0, best]), int(lenient.tier[0, pick])
+    if pick_tier != best_tier:
+        return math.inf if pick_tier < best_tier else 0.0
+    if pick_tier == 0:
+        return float(pick - best)
+    return max(0.0, float(strict.value[0, best]) - float(lenient.value[0, pick]))
+
+
+def _margin(rank: Standing, pick: torch.Tensor) -> float:
+    rivals = rank.tier[0] == rank.tier[0, pick]
+    rivals[pick] = False
+    if not bool(rivals.any()):
+        return math.inf
+    return float(rank.value[0, pick]) - float(rank.value[0][rivals].max())
+
+
+def _defects(picks: torch.Tensor, scores: torch.Tensor, batch: Batch, count: int) -> list[str]:
+    exists = batch.exists[0]
+    wanted = min(count, int(exists.sum()))
+    taken, padding = picks[:wanted], picks[wanted:]
+    valid = (taken >= 0) & (taken < len(exists))
+    if not bool(valid.all()):
+        return [f"picks must lie in [0, {len(exists)}) at the first {wanted} positions, got {taken[~valid].tolist()}"]
+    defects = []
+    if bool((padding != -1).any()):
+        defects.append(f"padding must be -1 after {wanted} picks, got {padding.tolist()}")
+    if not bool(scores[wanted:].isneginf().all()):
+        defects.append(f"scores must be -inf after {wanted} picks, got {scores[wanted:].tolist()}")
+    if len(set(taken.tolist())) != len(taken):
+        defects.append("a token is picked twice")
+    if not bool(exists[taken].all()):
+        defects.append(f"masked tokens are picked: {taken[~exists[taken]].tolist()}")
+    return defects
+
+
+def _report(replays: list[_Replay], indices: torch.Tensor) -> SelectionReport:
+    width = indices.shape[1]
+    empty = torch.empty((0, width), dtype=torch.float64)
+
+    def stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(rows) if rows else empty
+
+    oracle = stacked([r.oracle for r in replays]).to(torch.int64)
+    parts = [(row != expected).nonzero()[:, 0].tolist() for row, expected in zip(indices, oracle, strict=True)]
+    return SelectionReport(
+        regret=stacked([r.regret for r in replays]),
+        margin=stacked([r.margin for r in replays]),
+        score_error=stacked([r.score_error for r in replays]),
+        unit=stacked([r.unit for r in replays]),
+        oracle_indices=oracle,
+        first_difference=[where[0] if where else None for where in parts],
+        defects=[defect for r in replays for defect in r.defects],
+        ascending=width > 2 and all(_ascends(row[row >= 0]) for row in indices),
+    )
+
+
+def _ascends(picks: torch.Tensor) -> bool:
+    return bool((picks.diff() > 0).all())
+
+
+def _on_cpu(
+    features: torch.Tensor,
+    k: int | Sequence[int],
+    rule: Rule,
+    importance: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+) -> tuple[Inputs, list[int]]:
+    inputs, counts = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None)
+    return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts  # type: ignore[arg-type]
+
+
+def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
+    """Each sample as a dense batch of one."""
+    features, importance, mask, cu_seqlens = inputs
+    lengths = None if cu_seqlens is None else cu_seqlens.diff().tolist()
+
+    def split(value: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        if value is None:
+            return [None] * problem.batch
+        parts = value.unbind() if lengths is None else torch.split(value, lengths)
+        return [part[None] for part in parts]
+
+    parts = zip(split(features), split(importance), split(mask), strict=True)
+    return [Inputs(f, i, m) for f, i, m in parts if f is not None]
+
+
+# --- Inputs -----------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """Tensors for `select`: features, importance and, for a ragged batch, cu_seqlens."""
+
+    features: torch.Tensor
+    importance: torch.Tensor
+    cu_seqlens: torch.Tensor | None = None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """As keyword arguments of `select` and `check_selection`."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def clustered(
+    batch: int = 1,
+    tokens: int = 576,
+    dim: int = 64,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    importance: str = "skewed",
+) -> Case:
+    """Tight and loose clusters around a shared offset, with varying norms: the cosines of real visual tokens.
+
+    Args:
+        batch, tokens, dim: shape of the features (B, N, D).
+        seed: of the generator; equal seeds give equal cases.
+        dtype: of the features.
+        importance: "skewed" (a softmax with few high values, scaled to [0, 1]), "uniform", "flat" (all ones) or
+            "ties" (four levels).
+
+    Example:
+        >>> clustered(2, 10, 4).features.shape
+        torch.Size([2, 10, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cpu")
+
+    clusters = max(1, tokens // 12)
+    centres = normal(batch, clusters, dim) + 0.6 * normal(batch, 1, dim)
+    member = torch.randint(clusters, (batch, tokens), generator=generator, device="cpu")
+    spread = torch.rand((batch, clusters), generator=generator, device="cpu") ** 2
+    features = torch.gather(centres, 1, member[..., None].expand(-1, -1, dim))
+    features = features + spread.gather(1, member)[..., None] * normal(batch, tokens, dim)
+    features = features * torch.exp(0.5 * normal(batch, tokens, 1))
+    return Case(features.to(dtype), _importance(importance, normal(batch, tokens)))
+
+
+def _importance(kind: str, noise: torch.Tensor) -> torch.Tensor:
+    if kind == "skewed":
+        weights = torch.softmax(2 * noise, 1)
+        return weights.div(weights.amax(1, keepdim=True))
+    if kind == "uniform":
+        return _uniform(noise)
+    if kind == "flat":
+        return torch.ones_like(noise)
+    if kind == "ties":
+        return _uniform(noise).mul(4).ceil().div(4)
+    raise ValueError(f"importance must be 'skewed', 'uniform', 'flat' or 'ties', got {kind!r}")
+
+
+def _uniform(noise: torch.Tensor) -> torch.Tensor:
+    """Uniform in (0, 1), from normal noise."""
+    return (1 + torch.erf(noise / math.sqrt(2))) / 2
+
+
+def near_duplicates(
+    batch: int = 1,
+    tokens: int = 196,
+    dim: int = 64,
+    *,
+    copies: int = 4,
+    noise: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    importance: str = "skewed",
+) -> Case:
+    """Every token `copies` times, shuffled; `noise` 0.0 makes the copies bitwise equal.
+
+    Args:
+        batch, tokens, dim, seed, dtype, importance: as for `clustered`.
+        copies: how often each distinct token occurs.
+        noise: standard deviation added to each copy, relative to unit-variance features.
+
+    Example:
+        >>> near_duplicates(1, 8, 4, copies=4).features[0].unique(dim=0).shape
+        torch.Size([2, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.randn((batch, -(-tokens // copies), dim), generator=generator, device="cpu")
+    order = torch.stack([torch.randperm(tokens, generator=generator, device="cpu") for _ in range(batch)]) // copies
+    features = torch.gather(distinct, 1, order[..., None].expand(-1, -1, dim))
+    features = features + noise * torch.randn(features.shape, generator=generator, device="cpu")
+    scores = _importance(importance, torch.randn((batch, tokens), generator=generator, device="cpu"))
+    return Case(features.to(dtype), scores)
+
+
+def exact(
+    batch: int = 1, tokens: int = 64, dim: int = 16, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Case:
+    """Features of +1 and -1 with D a power of four: norms and dot products are exact in any order of summation.
+
+    `TopK`, `MMR` with a dyadic `lam`, `MaxMin`, `HardSuppress` and `Coverage` then have exact priorities, so that
+    engines must agree on every index, ties included. Importance has few levels, which makes many ties.
+
+    Raises:
+        ValueError: `dim` is not a power of four.
+
+    Example:
+        >>> exact(tokens=3, dim=4).features.abs().unique()
+        tensor([1.])
+    """
+    if dim < 1 or math.log(dim, 4) % 1:
+        raise ValueError(f"dim must be a power of four, got {dim}")
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randint(2, (batch, tokens, dim), generator=generator, device="cpu") * 2.0 - 1.0
+    scores = torch.randint(9, (batch, tokens), generator=generator, device="cpu") / 8.0
+    return Case(features.to(dtype), scores)
+
+
+def ragged(lengths: Sequence[int] = (7, 0, 33, 1), dim: int = 16, *, seed: int = 0, **options: object) -> Case:
+    """A `clustered` case cut into samples of the given lengths: features (T, D) with cu_seqlens.
+
+    Args:
+        lengths: tokens of each sample, 0 allowed.
+        dim, seed, options: as for `clustered`.
+
+    Example:
+        >>> ragged((2, 3), 4).cu_seqlens
+        tensor([0, 2, 5], dtype=torch.int32)
+    """
+    features, importance, _ = clustered(1, max(sum(lengths), 1), dim, seed=seed, **options)  # type: ignore[arg-type]
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    total = int(offsets[-1])
+    return Case(features[0, :total], importance[0, :total], offsets)
+
+
+def picture(grid: int = 24, dtype: torch.dtype = torch.float32) -> Case:
+    """Patch descriptors and saliency of the photograph that comes with matplotlib, as in `idsel demo`.
+
+    Args:
+        grid: patches per side, N = grid**2.
+        dtype: of the features.
+
+    Raises:
+        ImportError: matplotlib or Pillow is not installed (`pip install 'idsel_kernels[demo]'`).
+
+    Example:
+        >>> picture(12).features.shape[:2]
+        torch.Size([1, 144])
+    """
+    from .picture import bundled_patches
+
+    features, importance = bundled_patches(grid)
+    return Case(features[None].to(dtype), importance[None])

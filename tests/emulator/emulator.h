@@ -1,0 +1,42 @@
+// Runs kernels on the CPU: one fiber for each CUDA thread, a few blocks at a time in a shuffled order.
+//
+// Fibers change places at barriers and warp exchanges only, in an order drawn from a seed (IDSEL_EMULATOR_SEED, else
+// the clock). What CUDA leaves undefined fails the launch: threads of a block that wait for different things, or end
+// while others wait. Shared memory has exactly its size and starts as garbage, asynchronous copies arrive no sooner
+// than they are waited for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace idsel::emulator {
+
+constexpr int kLanes = 32;
+
+// --- For device code, called inside a fiber
+// ---------------------------------------------------------------------------
+
+int thread();
+int64_t block();
+int64_t blocks();
+unsigned char* shared_memory();
+
+// `line` tells barriers apart that different threads must not meet at.
+void barrier(int line);
+
+// Every lane of the warp gives `bytes` bytes, and gets those of all: kLanes times `bytes`, valid until its next
+// exchange.
+const void* exchange(const void* mine, size_t bytes, int line);
+
+void copy_async(void* to, const void* from);
+void copies_commit();
+void copies_done(int pending);
+
+// --- For launchers
+// ----------------------------------------------------------------------------------------------------
+
+// Runs all blocks to their end. Null, or what went wrong.
+const char* launch(const std::function<void()>& body, int64_t grid, int threads, int shared_bytes);
+
+}  // namespace idsel::emulator

@@ -1,0 +1,86 @@
+// The CUDA engine on the emulator against the CPU engine; buffers of exactly their size, for a sanitizer.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "calls.h"
+
+namespace {
+
+// Rules without exp, division or root, on features of 1 and -1 with D a power of four: no rounding anywhere.
+bool exact(const Rule& rule) {
+    return rule.id == 2 || rule.id == 3 || rule.id == 6 || (rule.id == 1 && rule.params[0] == 0.5) ||
+           (rule.id == 5 && rule.params[0] == 1);
+}
+
+void make_exact(Call& call) {
+    Random random(5);
+    for (float& value : call.features32) value = random.below(2) != 0 ? 1.0f : -1.0f;
+    const uint16_t one = call.args.dtype == IDSEL_BFLOAT16 ? 0x3f80 : 0x3c00;
+    for (uint16_t& value : call.features16) value = static_cast<uint16_t>(random.below(2) != 0 ? one : one | 0x8000);
+    for (float& value : call.importance) value = static_cast<float>(random.below(9)) / 8.0f;
+}
+
+void run_on_both(const Call& call, const Rule& rule, bool compare) {
+    Call cuda = call;
+    cuda.args.device = IDSEL_CUDA;
+    cuda.args.rule = rule.id;
+    cuda.params = rule.params;
+    run(cuda);
+    check_picks(cuda);
+    Call again = cuda;
+    run(again);  // in another order
+    CHECK(same(cuda, again));
+    cuda.args.sort = 1;
+    run(cuda);
+    for (size_t at = 1; at < cuda.indices.size(); ++at) {
+        const bool new_sample = at % static_cast<size_t>(cuda.args.k_max) == 0;
+        CHECK(new_sample || cuda.indices[at] == -1 || cuda.indices[at - 1] < cuda.indices[at]);
+    }
+    if (!compare) return;
+    Call cpu = call;
+    cpu.args.rule = rule.id;
+    cpu.params = rule.params;
+    run(cpu);
+    CHECK(cpu.indices == again.indices);
+    for (size_t at = 0; at < cpu.scores.size(); ++at) CHECK(cpu.scores[at] == again.scores[at]);
+}
+
+void test_exact(int64_t batch, int64_t n, int64_t dim, int64_t k) {
+    for (int32_t dtype : {IDSEL_FLOAT32, IDSEL_FLOAT16, IDSEL_BFLOAT16}) {
+        Call call = make_call(1, batch, n, dim, k, dtype, false);
+        make_exact(call);
+        for (const Rule& rule : rules(n)) run_on_both(call, rule, exact(rule));
+    }
+}
+
+void test_hurting(int32_t dtype, int64_t batch, int64_t n, int64_t dim, int64_t k) {
+    const Call call = make_call(7, batch, n, dim, k, dtype, true);
+    for (const Rule& rule : rules(n)) run_on_both(call, rule, false);
+}
+
+void test_ragged() {
+    Call call = make_call(3, 1, 90, 16, 10, IDSEL_FLOAT32, false);
+    make_exact(call);
+    call.args.batch = 4;
+    call.args.k_count = 4;
+    call.offsets = {0, 17, 17, 18, 90};
+    call.k = {10, 4, 0, 9};
+    for (const Rule& rule : rules(90)) run_on_both(call, rule, exact(rule));
+}
+
+}  // namespace
+
+// With "quick": only what shows whether the machinery works.
+int main(int count, char** words) {
+    test_exact(2, 70, 16, 8);
+    if (count > 1 && std::string(words[1]) == "quick") return 0;
+    test_hurting(IDSEL_FLOAT32, 3, 33, 8, 12);
+    test_hurting(IDSEL_BFLOAT16, 1, 9, 700, 9);  // D is split
+    test_hurting(IDSEL_FLOAT16, 1, 9, 519, 4);
+    test_hurting(IDSEL_FLOAT32, 1, 1, 1, 1);
+    test_hurting(IDSEL_FLOAT32, 1, 0, 4, 3);
+    test_ragged();
+    std::printf("ok\n");
+    return 0;
+}

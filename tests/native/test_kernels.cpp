@@ -1,0 +1,134 @@
+// Every instruction set computes the same bits; the portable code at least nearly.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "cpu/kernels.h"
+
+namespace idsel::cpu {
+#ifdef IDSEL_TEST_AVX512_EMULATED
+const Kernels* emulated_avx512_kernels();
+#endif
+}  // namespace idsel::cpu
+
+using idsel::cpu::Kernels;
+using idsel::cpu::kLanes;
+
+namespace {
+
+const int64_t kDims[] = {1, 2, 15, 16, 17, 64, 100, 511, 512, 513, 1024, 1040, 1536, 2048, 2049, 3584, 4096};
+
+bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
+// Bit patterns of finite float16 or bfloat16 numbers of moderate size, or of float32 ones.
+std::vector<unsigned char> random_row(Random& random, int dtype, int64_t dim) {
+    std::vector<unsigned char> row(static_cast<size_t>(dim) * (dtype == 0 ? 4 : 2));
+    for (int64_t d = 0; d < dim; ++d) {
+        const float value = random.normal();
+        const auto half =
+            static_cast<uint16_t>((random.bits() & 0x83ff) | static_cast<uint64_t>(random.below(17)) << 10);
+        const uint16_t brain = to_bfloat16(value);
+        if (dtype == 0) std::memcpy(&row[static_cast<size_t>(4 * d)], &value, 4);
+        if (dtype == 1) std::memcpy(&row[static_cast<size_t>(2 * d)], &half, 2);
+        if (dtype == 2) std::memcpy(&row[static_cast<size_t>(2 * d)], &brain, 2);
+    }
+    return row;
+}
+
+void compare_dots(const Kernels& a, const Kernels& b, bool exactly) {
+    Random random(1);
+    for (int dtype = 0; dtype < 3; ++dtype) {
+        for (int64_t dim : kDims) {
+            const auto x = random_row(random, dtype, dim), y = random_row(random, dtype, dim);
+            const float first = a.dot[dtype](x.data(), y.data(), dim), second = b.dot[dtype](x.data(), y.data(), dim);
+            CHECK(exactly
+                      ? same_bits(first, second)
+                      : std::fabs(first - second) <= 1e-5f * (1 + std::sqrt(a.dot[dtype](x.data(), x.data(), dim) *
+                                                                            a.dot[dtype](y.data(), y.data(), dim))));
+            CHECK(same_bits(a.dot[dtype](y.data(), x.data(), dim), first));
+            std::vector<float> wide_a(static_cast<size_t>(dim)), wide_b(static_cast<size_t>(dim));
+            a.to_float[dtype](x.data(), dim, wide_a.data());
+            b.to_float[dtype](x.data(), dim, wide_b.data());
+            CHECK(std::memcmp(wide_a.data(), wide_b.data(), wide_a.size() * 4) == 0);
+        }
+    }
+}
+
+// A tile must have the bits of the dot products.
+void check_tile(const Kernels& k) {
+    Random random(2);
+    const int64_t rows_a = 24, rows_b = 36, stride = idsel::cpu::kBlock;
+    for (int64_t length : {int64_t{16}, int64_t{48}, stride}) {
+        std::vector<float> a(static_cast<size_t>(rows_a * stride)), b(static_cast<size_t>(rows_b * stride));
+        for (float& value : a) value = random.normal();
+        for (float& value : b) value = random.normal();
+        std::vector<float> c(static_cast<size_t>(rows_a * rows_b));
+        k.gram_tile(a.data(), b.data(), stride, length, rows_a, rows_b, c.data(), rows_b);
+        for (int64_t i = 0; i < rows_a; ++i) {
+            for (int64_t j = 0; j < rows_b; ++j) {
+                const float dot =
+                    k.dot[0](&a[static_cast<size_t>(i * stride)], &b[static_cast<size_t>(j * stride)], length);
+                CHECK(same_bits(dot, c[static_cast<size_t>(i * rows_b + j)]));
+            }
+        }
+    }
+}
+
+void compare_gains(const Kernels& a, const Kernels& b) {
+    Random random(3);
+    for (int64_t n : kDims) {
+        std::vector<float> row(static_cast<size_t>(n)), cover(static_cast<size_t>(n));
+        for (float& value : row) value = random.normal();
+        for (float& value : cover) value = std::fabs(random.normal());
+        cover[static_cast<size_t>(n / 2)] = std::numeric_limits<float>::infinity();
+        row[static_cast<size_t>(n / 3)] = std::numeric_limits<float>::quiet_NaN();
+        CHECK(same_bits(a.gain(row.data(), cover.data(), n), b.gain(row.data(), cover.data(), n)));
+    }
+}
+
+// All 65536 patterns, against arithmetic on the fields.
+void check_half(const Kernels& k) {
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const auto pattern = static_cast<uint16_t>(bits);
+        float value;
+        k.to_float[1](&pattern, 1, &value);
+        const int exponent = static_cast<int>(bits >> 10 & 31);
+        const auto fraction = static_cast<float>(bits & 1023);
+        const float sign = bits & 0x8000 ? -1.0f : 1.0f;
+        if (exponent == 31) {
+            CHECK(fraction != 0 ? std::isnan(value) : value == sign * std::numeric_limits<float>::infinity());
+        } else {
+            CHECK(value ==
+                  sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25)));
+        }
+    }
+}
+
+void check_all(const Kernels& k) {
+    check_tile(k);
+    check_half(k);
+    std::printf("checked %s\n", k.name);
+}
+
+}  // namespace
+
+int main() {
+    const Kernels& portable = *idsel::cpu::portable_kernels();
+    check_all(portable);
+    std::vector<const Kernels*> exact;
+    for (int32_t isa : {IDSEL_ISA_AVX2, IDSEL_ISA_AVX512, IDSEL_ISA_NEON}) {
+        if (const Kernels* k = idsel::cpu::kernels(isa)) exact.push_back(k);
+    }
+#ifdef IDSEL_TEST_AVX512_EMULATED
+    if (!exact.empty()) exact.push_back(idsel::cpu::emulated_avx512_kernels());  // its halves use F16C
+#endif
+    for (const Kernels* k : exact) {
+        check_all(*k);
+        compare_dots(portable, *k, false);
+        compare_gains(portable, *k);
+        compare_dots(*exact.front(), *k, true);
+    }
+    return 0;
+}

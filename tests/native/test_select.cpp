@@ -1,0 +1,157 @@
+// The public interface: every rule, dtype and thread count, and what it refuses. Small enough for sanitizers.
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "calls.h"
+#include "idsel/select.h"
+
+namespace {
+
+// One thread, three threads and every sample on its own: the same picks with the same scores.
+void check_all_rules(Call call) {
+    for (const Rule& rule : rules(call.args.tokens)) {
+        call.args.rule = rule.id;
+        call.params = rule.params;
+        call.args.threads = 1;
+        run(call);
+        check_picks(call);
+        Call other = call;
+        other.args.threads = 3;
+        run(other);
+        CHECK(same(call, other));
+    }
+}
+
+void test_shapes() {
+    const int64_t shapes[][4] = {{1, 1, 1, 1},      {1, 2, 3, 2},      {2, 7, 5, 9}, {5, 33, 16, 12}, {1, 130, 70, 40},
+                                 {2, 100, 520, 90}, {1, 50, 1100, 50}, {1, 0, 4, 3}, {0, 5, 4, 3}};
+    for (const auto& shape : shapes) {
+        for (int32_t dtype : {IDSEL_FLOAT32, IDSEL_FLOAT16, IDSEL_BFLOAT16}) {
+            for (bool hurt : {false, true}) {
+                check_all_rules(make_call(7, shape[0], shape[1], shape[2], shape[3], dtype, hurt));
+            }
+        }
+    }
+}
+
+void test_ragged() {
+    Call call = make_call(3, 1, 60, 24, 10, IDSEL_FLOAT32, true);
+    call.args.batch = 4;
+    call.args.k_count = 4;
+    call.offsets = {0, 17, 17, 18, 60};
+    call.k = {10, 4, 0, 9};
+    for (const Rule& rule : rules(60)) {
+        call.args.rule = rule.id;
+        call.params = rule.params;
+        run(call);
+        check_picks(call);
+    }
+}
+
+// A sample by itself has the picks it has in a batch, whichever of the two ways to use threads applies.
+void test_batch_mates() {
+    Call batch = make_call(11, 3, 40, 32, 20, IDSEL_FLOAT32, false);
+    for (const Rule& rule : rules(40)) {
+        batch.args.rule = rule.id;
+        batch.params = rule.params;
+        batch.args.threads = 2;
+        run(batch);
+        for (int64_t b = 0; b < 3; ++b) {
+            Call one = batch;
+            one.args.batch = 1;
+            one.features32.assign(batch.features32.begin() + b * 40 * 32, batch.features32.begin() + (b + 1) * 40 * 32);
+            one.importance.assign(batch.importance.begin() + b * 40, batch.importance.begin() + (b + 1) * 40);
+            one.args.threads = 4;
+            run(one);
+            CHECK(std::equal(one.indices.begin(), one.indices.end(), batch.indices.begin() + b * 20));
+        }
+    }
+}
+
+void test_sort() {
+    Call call = make_call(5, 2, 30, 8, 12, IDSEL_FLOAT32, false);
+    call.params = {20, 0};
+    run(call);
+    std::vector<int64_t> expected = call.indices;
+    for (int64_t b = 0; b < 2; ++b) std::sort(expected.begin() + b * 12, expected.begin() + (b + 1) * 12);
+    call.args.sort = 1;
+    run(call);
+    CHECK(call.indices == expected);
+}
+
+// Calls from several threads at once share nothing.
+void test_concurrent_calls() {
+    Call call = make_call(9, 2, 80, 64, 40, IDSEL_FLOAT32, false);
+    call.params = {20, 0};
+    call.args.threads = 2;
+    run(call);
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 4; ++i) {
+        callers.emplace_back([&call] {
+            Call mine = call;
+            run(mine);
+            CHECK(same(mine, call));
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+}
+
+template <class Change>
+void check_refused(idsel_status status, const char* word, Change&& change) {
+    Call call = make_call(1, 2, 5, 4, 3, IDSEL_FLOAT32, false);
+    call.params = {20, 0};
+    point(call);
+    change(call.args);
+    CHECK(idsel_select(&call.args) == status);
+    if (std::strstr(idsel_last_error(), word) == nullptr) std::fprintf(stderr, "%s\n", idsel_last_error());
+    CHECK(std::strstr(idsel_last_error(), word) != nullptr);
+    CHECK(call.indices[0] == -7);  // nothing was written
+}
+
+void test_refusals() {
+    CHECK(idsel_select(nullptr) == IDSEL_INVALID);
+    CHECK(idsel_workspace_bytes(nullptr) == -1);
+    check_refused(IDSEL_INVALID, "abi", [](idsel_args& a) { a.abi = 0; });
+    check_refused(IDSEL_INVALID, "dim", [](idsel_args& a) { a.dim = 0; });
+    check_refused(IDSEL_INVALID, "dtype", [](idsel_args& a) { a.dtype = 3; });
+    check_refused(IDSEL_INVALID, "rule", [](idsel_args& a) { a.rule = 99; });
+    check_refused(IDSEL_INVALID, "IDSelection has 2 parameters", [](idsel_args& a) { a.param_count = 1; });
+    check_refused(IDSEL_INVALID, "params", [](idsel_args& a) { a.params = nullptr; });
+    check_refused(IDSEL_INVALID, "k[0]", [](idsel_args& a) { a.k_max = 2; });
+    check_refused(IDSEL_INVALID, "k must hold", [](idsel_args& a) { a.k_count = 3; });
+    check_refused(IDSEL_INVALID, "indices", [](idsel_args& a) { a.indices = nullptr; });
+    check_refused(IDSEL_INVALID, "features", [](idsel_args& a) { a.features = nullptr; });
+    check_refused(IDSEL_UNSUPPORTED, "features_dim_stride", [](idsel_args& a) { a.features_dim_stride = 2; });
+    check_refused(IDSEL_UNSUPPORTED, "instruction set", [](idsel_args& a) { a.isa = 77; });
+    check_refused(IDSEL_INVALID, "device", [](idsel_args& a) { a.device = 7; });
+    check_refused(IDSEL_UNSUPPORTED, "tokens", [](idsel_args& a) { a.tokens = int64_t{1} << 31; });
+    static const int32_t falling[] = {0, 4, 2};
+    check_refused(IDSEL_INVALID, "cu_seqlens", [](idsel_args& a) { a.cu_seqlens = falling; });
+}
+
+void test_tables() {
+    for (int32_t position = 0; const idsel_rule_info* rule = idsel_rule(position); ++position) {
+        CHECK(rule->id == position && rule->name != nullptr);
+    }
+    CHECK(idsel_rule(-1) == nullptr);
+    CHECK(idsel_abi() == IDSEL_ABI);
+    CHECK(idsel_resolve_isa(IDSEL_ISA_PORTABLE) == IDSEL_ISA_PORTABLE);
+    CHECK(idsel_resolve_isa(IDSEL_ISA_AUTO) > 0);
+    CHECK(idsel_resolve_isa(77) == -1);
+}
+
+}  // namespace
+
+int main() {
+    test_shapes();
+    test_ragged();
+    test_batch_mates();
+    test_sort();
+    test_concurrent_calls();
+    test_refusals();
+    test_tables();
+    std::printf("ok\n");
+    return 0;
+}

@@ -1,0 +1,252 @@
+"""The benchmark's published loops select what the rules say, and one that does not is shown as WRONG."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import GoldenRun
+
+import idsel_kernels as idsel
+from bench import console, harness, providers, workloads
+from bench.floor import Floor
+from bench.suites import overhead, prefill
+from bench.suites import session as common
+from bench.suites.selection import ragged
+from bench.workloads import Shape
+from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
+from idsel_kernels.testing import check_selection, clustered, near_duplicates
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+FLOOR = Floor(1.0, 10.0, 0.1, 1.0, 0.001, 2, "given")
+RULES: list[Rule] = [
+    IDSelection(),
+    IDSelection(gamma=5.0, floor=None),
+    MMR(),
+    MMR(lam=0.2, parallel_k=3),
+    MaxMin(),
+    MaxMin(start=5),
+    HardSuppress(),
+    HardSuppress(threshold=0.1),
+    DPP(),
+    Coverage(),
+    Coverage(alpha=0.5, combine="add"),
+]
+
+
+def _session(**options: Any) -> common.Session:
+    budget = harness.Budget(repeats=2, seconds=0.0)
+    return common.Session(CPU, torch.float32, budget, FLOOR, say=lambda text: None, **options)
+
+
+# --- Parity -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_loop_selects_what_the_rule_says(rule: Rule) -> None:
+    features, importance, _ = clustered(2, 90, 32, seed=3)
+    # Once the picks span nearly everything, CDPruner's loop goes on with what rounding left, DPP by importance.
+    k = 10 if isinstance(rule, DPP) else 30
+    indices = providers.LOOPS[type(rule)](features, importance, k, rule)
+    sel = idsel.Selection(indices, torch.zeros(indices.shape))
+    report = check_selection(sel, features, rule, importance)
+    assert report.relative_regret <= harness.FLOAT32_TOLERANCE
+    for first, clear in zip(report.first_difference, report.clear_prefix(), strict=True):
+        assert first is None or first >= clear
+
+
+def test_loop_picks_as_the_official_code_did(golden_run: GoldenRun) -> None:
+    loop, k = providers.LOOPS.get(type(golden_run.rule)), golden_run.k
+    inputs = golden_run.inputs()
+    features = inputs["features"].reshape(-1, *inputs["features"].shape[-2:])
+    importance = inputs.get("importance", torch.ones(features.shape[:2])).reshape(features.shape[:2]).float()
+    # One token has no nearest other; the loop of DivPrune needs two.
+    if loop is None or features.shape[1] < 2:
+        pytest.skip("no loop for this rule or size")
+    picks = loop(features, importance, k, golden_run.rule)
+    for ours, theirs, clear in zip(picks, golden_run.picks(), golden_run.clear_prefix(), strict=True):
+        assert ours[:clear].tolist() == theirs[:clear].tolist()
+
+
+def test_every_rule_but_topk_has_a_loop() -> None:
+    assert set(providers.LOOPS) == set(idsel.rules.RULES.values()) - {idsel.TopK}
+
+
+@pytest.mark.parametrize("kind", ["clustered", "picture", "ties", "flat"])
+def test_inputs_have_their_shape_and_differ_between_sets(kind: str) -> None:
+    shape = Shape(2, 40, 16, 4)
+    sets = workloads.make_sets(kind, shape, torch.float32, CPU)
+    assert len(sets) == workloads.MAX_SETS
+    assert all(case.features.shape == (2, 40, 16) and case.importance.shape == (2, 40) for case in sets)
+    assert not torch.equal(sets[0].features, sets[1].features)
+    slots = workloads.make_slots(sets, 7)
+    assert len({case.features.data_ptr() for case in slots}) == 7
+    assert torch.equal(slots[3].features, sets[0].features)
+
+
+# --- WRONG ------------------------------------------------------------------------------------------------------------
+
+
+def _liar(rule: Rule, k: int) -> providers.Selector:
+    """Picks as told, but for the last pick of the last sample."""
+    honest = providers.engine("torch").make(rule, k)
+
+    def select(features: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+        indices = honest(features, importance).clone()
+        unpicked = next(i for i in range(features.shape[1] - 1, -1, -1) if i not in indices[-1])
+        indices[-1, -1] = unpicked
+        return indices
+
+    return select
+
+
+def test_a_provider_that_lies_is_wrong_and_not_timed() -> None:
+    shape, rule = Shape(2, 40, 16, 8), MaxMin(start=0)
+    found = [providers.engine("torch"), providers.Provider("liar", _liar)]
+    honest, liar = common.measure(_session(), "rules", shape, rule, "clustered", found)
+    assert (honest["status"], liar["status"]) == ("ok", "wrong")
+    assert honest["eager"]["repeats"] == 2 and "eager" not in liar
+    assert liar["regret"] > harness.FLOAT32_TOLERANCE
+    assert console.cell(liar) == "WRONG" and console.cell(honest) != "WRONG"
+
+
+def test_a_provider_that_repeats_tokens_is_wrong() -> None:
+    # As published, DivPrune's loop takes tokens again once only copies of its picks are left.
+    case = near_duplicates(1, 12, 8, copies=4)
+    picks = providers.LOOPS[MaxMin](case.features, case.importance, 6, MaxMin())
+    assert harness.Checker([case], MaxMin()).regret(0, picks) == math.inf
+
+
+def test_a_provider_that_fails_is_unavailable_with_its_reason() -> None:
+    def make(rule: Rule, k: int) -> providers.Selector:
+        def select(features: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no compiler")
+
+        return select
+
+    broken = providers.Provider("broken", make)
+    (row,) = common.measure(_session(), "rules", Shape(1, 20, 8, 3), IDSelection(), "clustered", [broken])
+    assert (row["status"], row["note"]) == ("unavailable", "no compiler")
+
+
+def test_the_lower_bound_is_not_checked() -> None:
+    (bound,) = [p for p in providers.baselines(IDSelection()) if p.name == providers.BOUND]
+    (row,) = common.measure(_session(), "rules", Shape(1, 40, 16, 8), IDSelection(), "clustered", [bound])
+    assert row["status"] == "ok" and row["regret"] is None
+
+
+def test_half_precision_loops_may_err_by_roundings_and_engines_may_not() -> None:
+    assert harness.tolerance(torch.bfloat16, True) == 4 * 2**-7
+    assert harness.tolerance(torch.bfloat16, False) == harness.tolerance(torch.float32, True) == 1e-5
+
+
+def test_checker_judges_a_beginning_of_known_picks_without_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(1, 40, 16)
+    checker = harness.Checker([case], IDSelection())
+    picks = idsel.select(case.features, 10, IDSelection(), case.importance).indices
+    assert checker.regret(0, picks) <= 1e-5
+    monkeypatch.setattr(checker, "_replay", lambda *arguments: pytest.fail("replayed"))
+    assert checker.regret(0, picks[:, :4]) <= 1e-5
+    with pytest.raises(pytest.fail.Exception, match="replayed"):
+        checker.regret(0, picks.flip(1))
+
+
+# --- Timing -----------------------------------------------------------------------------------------------------------
+
+
+def test_calls_are_timed_by_turns_over_all_inputs() -> None:
+    seen: list[str] = []
+    calls = {name: [lambda text=f"{name}{i}": seen.append(text) for i in range(3)] for name in "ab"}
+    timings = harness.interleave(calls, CPU, harness.Budget(repeats=4, seconds=0.0))
+    warm = 2 * harness.WARM_UP
+    assert seen[warm:] == ["a0", "b0", "a1", "b1", "a2", "b2", "a0", "b0"]
+    assert timings["a"].repeats == 4
+
+
+def test_summary_is_median_and_percentiles() -> None:
+    assert harness.summary([5, 1, 3, 2, 4]) == (3, 1.8, 4.2, 5)
+
+
+def test_extra_memory_sees_what_a_call_takes() -> None:
+    found = harness.extra_memory(lambda: torch.ones(2**24), CPU)
+    if found is None:
+        pytest.skip("peaks of memory are read on Linux")
+    assert 0.9 * 2**26 < found < 1.5 * 2**26
+
+
+def test_overhead_counts_reads_of_results_by_the_host() -> None:
+    x = torch.ones(3)
+    assert overhead.count(lambda: (x + 1).sum().item(), on_gpu=False)["syncs"] == 1
+    assert overhead.count(lambda: (x + 1).sum(), on_gpu=False)["syncs"] == 0
+
+
+def test_shapes_parse_and_refuse() -> None:
+    assert Shape.parse("2x576x1024x64") == (2, 576, 1024, 64)
+    for text in ("576x1024x64", "1x8x8x9", "1x8x8x0", "1xax8x1"):
+        with pytest.raises(ValueError, match="a shape"):
+            Shape.parse(text)
+
+
+def test_no_shape_begins_after_the_deadline() -> None:
+    said: list[str] = []
+    session = _session(given=[Shape(1, 20, 8, 3)], deadline=-math.inf)
+    session.say = said.append
+    assert list(session.shapes("latency")) == []
+    assert said == ["latency, left out for want of time: 1x20x8x3"]
+
+
+def test_ragged_and_padded_calls_are_right() -> None:
+    rows = list(ragged(_session(given=[Shape(3, 40, 16, 5)])))
+    assert {row["status"] for row in rows} == {"ok"} and len(rows) >= 3
+
+
+def test_floor_adds_its_terms() -> None:
+    terms = FLOOR.terms(Shape(3, 100, 50, 7), torch.float32)
+    # Bytes: 3 * 100 * 50 * 4 at 10 GB/s; operations: 3 * 100 * 100 * 50 at 0.1 TFLOP/s; steps of 1.1 µs in two rounds.
+    assert terms == pytest.approx((1.0, max(6.0, 15.0), 7 * 1.1 * 2))
+
+
+FLOOR_KERNEL = """
+import torch
+from bench.floor_kernel import chain
+gram, out = torch.rand(70, 70), torch.empty(70)
+chain(gram, out, 9)
+priority = gram[0]
+for _ in range(9):
+    priority = torch.minimum(priority, gram[priority.argmax()])
+assert torch.equal(priority, out)
+"""
+
+
+def test_the_step_of_the_floor_on_a_gpu_is_the_one_on_a_cpu() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", FLOOR_KERNEL], check=True, cwd=ROOT, env=environment)
+
+
+# --- Prefill ----------------------------------------------------------------------------------------------------------
+
+
+def test_counted_operations_are_those_of_the_formula() -> None:
+    pytest.importorskip("transformers")
+    sizes = {**prefill.LLAMA_7B, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128}
+    model, tokens = prefill.build(sizes, torch.device("meta"), torch.float32), 10
+    weights = 4 * 64 * 64 + 3 * 64 * 96
+    assert prefill.flops(model, tokens) == 2 * 2 * tokens * weights + 2 * 4 * tokens**2 * 64 + 2 * 64 * 128
+
+
+def test_timed_prefill_selects_and_runs() -> None:
+    pytest.importorskip("transformers")
+    sizes = {**prefill.LLAMA_7B, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}
+    model = prefill.build(sizes, CPU, torch.float32)
+    rows = list(prefill.timed(_session(), model, visual=24, kept=(3,)))
+    assert len(rows) == 5 and all(row["eager"]["median_us"] > 0 for row in rows)

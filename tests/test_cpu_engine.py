@@ -1,0 +1,260 @@
+"""What is particular to the cpu backend: its paths, its threads, its bits. Parity with the rules in general is in
+test_parity.py and its neighbours, which run on every backend."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from cases import EXACT_RULES, RULE_CASES
+
+import idsel_kernels as idsel
+from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, _native
+from idsel_kernels.testing import Case, check_selection, clustered, exact, near_duplicates, ragged
+
+cpu = pytest.importorskip("idsel_kernels.engines.cpu")
+pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
+
+RANDOM_CASES = 500
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(case: Case, k: Any, rule: Rule, **more: Any) -> tuple[idsel.Selection, list[Any]]:
+    with cpu.record_stats() as calls:
+        sel = idsel.select(**case.inputs(), k=k, rule=rule, backend="cpu", **more)
+    return sel, calls[0]
+
+
+def assert_same(a: idsel.Selection, b: idsel.Selection) -> None:
+    assert torch.equal(a.indices, b.indices)
+    assert torch.equal(a.scores, b.scores)
+
+
+# --- Random cases -----------------------------------------------------------------------------------------------------
+
+
+def _features(g: torch.Generator, batch: int, tokens: int, dim: int) -> torch.Tensor:
+    """One of: independent, clustered, duplicated, low rank; with any strides."""
+    kind = int(torch.randint(4, (), generator=g))
+    x = torch.randn(batch, tokens, dim, generator=g)
+    if kind == 1:
+        x = clustered(batch, tokens, dim, seed=int(torch.randint(10**6, (), generator=g))).features
+    if kind == 2:
+        x = x[:, torch.randint(tokens, (tokens,), generator=g)]
+    if kind == 3:
+        x = torch.randn(batch, tokens, 2, generator=g) @ torch.randn(2, dim, generator=g)
+    layout = int(torch.randint(4, (), generator=g))
+    if layout == 1:
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == 2:
+        return torch.cat([x, x], 2)[..., :dim]
+    if layout == 3:
+        return torch.stack([x, x], 2).flatten(1, 2)[:, ::2]
+    return x
+
+
+def _random_case(seed: int) -> tuple[dict[str, Any], int]:
+    g = torch.Generator().manual_seed(seed)
+
+    def below(n: int) -> int:
+        return int(torch.randint(n, (), generator=g))
+
+    batch, tokens, dim = 1 + below(2), 1 + below(32), 1 + below(40)
+    dtype = (torch.float32, torch.float16, torch.bfloat16)[below(3)]
+    features = _features(g, batch, tokens, dim).to(dtype)
+    importance = torch.rand(batch, tokens, generator=g)
+    if below(3) == 0:
+        importance = importance.mul(3).round().div(3)
+    if below(4) == 0:
+        features[below(batch), below(tokens)] = 0.0
+    if below(6) == 0:
+        features[below(batch), below(tokens), below(dim)] = float("nan")
+    if below(4) == 0:
+        importance[below(batch), below(tokens)] = (float("nan"), float("-inf"), float("inf"))[below(3)]
+    inputs: dict[str, Any] = {"features": features, "importance": importance}
+    if below(3) == 0:
+        inputs["mask"] = torch.rand(batch, tokens, generator=g) < 0.6
+    if below(4) == 0:
+        cuts = torch.randint(batch * tokens + 1, (3,), generator=g).sort().values.tolist()
+        inputs = {name: value.reshape(batch * tokens, *value.shape[2:]) for name, value in inputs.items()}
+        inputs["cu_seqlens"] = torch.tensor([0, *cuts, batch * tokens], dtype=torch.int32)
+    return inputs, 1 + below(min(tokens + 3, 14))
+
+
+RANDOM_RULES: dict[str, Callable[[int], Rule]] = {
+    "idselection": lambda seed: IDSelection(gamma=(20.0, 5.0, 0.0)[seed % 3], floor=(0.0, None, 0.3, -0.2)[seed % 4]),
+    "mmr": lambda seed: MMR(lam=(0.5, 0.1, 1.0)[seed % 3], parallel_k=1 + seed % 4 // 3 * 2),
+    "maxmin": lambda seed: MaxMin(start=None if seed % 2 else 0),
+    "hardsuppress": lambda seed: HardSuppress(threshold=(0.8, 0.2, -0.1, 1.0)[seed % 4]),
+    "dpp": lambda seed: DPP(eps=(1e-6, 1e-3)[seed % 2]),
+    "coverage": lambda seed: Coverage(alpha=(1.0, 0.5, 2.0)[seed % 3], combine=("mul", "add")[seed % 2]),
+    "topk": lambda seed: TopK(),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_RULES)
+def test_random_cases_are_right(name: str) -> None:
+    for seed in range(RANDOM_CASES):
+        inputs, k = _random_case(seed)
+        rule = RANDOM_RULES[name](seed)
+        if name in ("dpp", "coverage"):  # the square or the sum with the largest float is another in float64
+            inputs["importance"] = inputs["importance"].clamp(max=4.0)
+        sel = idsel.select(**inputs, k=k, rule=rule, backend="cpu")
+        try:
+            check_selection(sel, **inputs, rule=rule).assert_ok()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {rule}, k={k}: {error}") from error
+
+
+@pytest.mark.parametrize("name", EXACT_RULES)
+def test_exact_input_gives_the_bits_of_torch(name: str) -> None:
+    rule = RULE_CASES[name]
+    for seed, dim, dtype in itertools.product(
+        range(8), (1, 4, 64, 1024), (torch.float32, torch.float16, torch.bfloat16)
+    ):
+        tokens = 3 + 29 * seed
+        case = exact(2, tokens, dim, seed=seed, dtype=dtype)
+        k = min(tokens, 40)
+        ours, theirs = (idsel.select(**case.inputs(), k=k, rule=rule, backend=b) for b in ("cpu", "torch"))
+        assert_same(ours, theirs)
+
+
+def test_negative_importance_raises_priorities_and_is_still_exact() -> None:
+    for seed, floor in itertools.product(range(3), (0.0, None, -0.5, 0.5)):
+        features, importance, _ = clustered(1, 24, 8, seed=seed)
+        for shift in (0.5, 1.5):
+            inputs = {"features": features, "importance": importance - shift}
+            for rule in (IDSelection(floor=floor), Coverage(), MMR(), DPP(), HardSuppress(threshold=0.3)):
+                sel = idsel.select(**inputs, k=24, rule=rule, backend="cpu")
+                check_selection(sel, **inputs, rule=rule).assert_ok()
+
+
+def test_hard_suppress_on_a_grid() -> None:
+    for seed in range(30):
+        case = clustered(1, 48, 8, seed=seed)
+        rule = HardSuppress(threshold=0.9, grid=(6, 8), radius=seed % 3)
+        sel, _ = run(case, 30, rule)
+        check_selection(sel, **case.inputs(), rule=rule).assert_ok()
+
+
+# --- Paths and threads ------------------------------------------------------------------------------------------------
+
+BIG = {
+    "skewed": clustered(1, 300, 96, importance="skewed"),
+    "flat": clustered(1, 300, 96, importance="flat"),
+    "duplicates": near_duplicates(1, 300, 96),
+    "bf16": clustered(1, 300, 1100, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+@pytest.mark.parametrize("case", BIG.values(), ids=BIG)
+def test_picks_do_not_depend_on_threads(rule: Rule, case: Case) -> None:
+    for k in (5, 40, 300):
+        with threads(1):
+            one, _ = run(case, k, rule)
+        with threads(2):
+            two, _ = run(case, k, rule)
+        with threads(5):
+            five, _ = run(case, k, rule)
+        assert_same(one, two)
+        assert_same(one, five)
+
+
+@pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+def test_picks_do_not_depend_on_the_path(rule: Rule) -> None:
+    """The first picks of a long run, which goes dense, are those of a short one, which stays lazy."""
+    for case in BIG.values():
+        (long, long_stats), (short, _) = run(case, 300, rule), run(case, 6, rule)
+        assert torch.equal(long.indices[:, :6], short.indices)
+        assert torch.equal(long.scores[:, :6], short.scores)
+        assert long_stats[0].similarities <= 2 * 300 * 299  # never far beyond the Gram
+
+
+def test_all_paths_are_taken() -> None:
+    case = clustered(1, 600, 256, importance="skewed")
+    flat = clustered(1, 600, 256, importance="flat")
+    with threads(2):
+        assert run(case, 8, IDSelection())[1][0].path is cpu.Path.LAZY
+        assert run(flat, 40, IDSelection())[1][0].path is cpu.Path.LAZY_ROWS
+        assert run(flat, 600, IDSelection())[1][0].path is cpu.Path.LAZY_GRAM
+        assert run(case, 8, MaxMin())[1][0].path is cpu.Path.GRAM
+
+
+def test_few_picks_need_few_similarities() -> None:
+    case = clustered(1, 576, 64)
+    for rule, most in ((IDSelection(), 500), (HardSuppress(), 500), (DPP(), 500), (TopK(), 0), (MMR(), 5000)):
+        _, stats = run(case, 16, rule)
+        assert stats[0].similarities <= most, rule
+        assert stats[0].lazy_picks == 16
+
+
+@pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+def test_instruction_sets_agree(rule: Rule) -> None:
+    """Bit for bit where both have fused multiply-add; the portable code may lack it."""
+    for case in BIG.values():
+        best, stats = run(case, 60, rule)
+        with cpu.use_isa(cpu.Isa.PORTABLE):
+            portable, portable_stats = run(case, 60, rule)
+        assert portable_stats[0].isa is cpu.Isa.PORTABLE
+        assert stats[0].isa == _native.library().resolve_isa(cpu.Isa.AUTO)
+        check_selection(portable, **case.inputs(), rule=rule).assert_ok()
+        if stats[0].isa is cpu.Isa.PORTABLE:
+            assert_same(best, portable)
+
+
+def test_samples_do_not_depend_on_batch_mates() -> None:
+    case = clustered(4, 90, 70)
+    for rule in RULE_CASES.values():
+        batch, _ = run(case, 30, rule)
+        for b in range(4):
+            alone, _ = run(Case(case.features[b : b + 1], case.importance[b : b + 1]), 30, rule)
+            assert_same(alone, idsel.Selection(batch.indices[b : b + 1], batch.scores[b : b + 1]))
+
+
+def test_stats_have_a_row_per_sample() -> None:
+    _, stats = run(ragged((7, 0, 33)), 5, MMR())
+    assert len(stats) == 3
+    assert stats[1].similarities == stats[1].norms == 0
+
+
+def test_calls_from_several_threads_agree() -> None:
+    case = clustered(2, 200, 64)
+    expected, _ = run(case, 60, IDSelection())
+    found: list[idsel.Selection] = []
+    workers = [
+        Thread(target=lambda: found.append(idsel.select(**case.inputs(), k=60, backend="cpu"))) for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    for sel in found:
+        assert_same(sel, expected)
+
+
+def test_it_is_the_default_on_cpu_tensors() -> None:
+    why = idsel.explain(torch.eye(3), 2, rule=MaxMin())
+    assert why.backend == "cpu"
+    assert "lazy" in why.algorithm
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    missing = cpu.Isa.NEON if _native.library().resolve_isa(cpu.Isa.AUTO) != cpu.Isa.NEON else cpu.Isa.AVX2
+    with cpu.use_isa(missing), pytest.raises(ValueError, match="instruction set"):
+        idsel.select(torch.eye(3), 2, rule=MaxMin(), backend="cpu")

@@ -1,0 +1,359 @@
+"""What the triton engine says about itself, its table of configurations, and its host side; no GPU needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import idsel_kernels as idsel
+from idsel_kernels import dispatch
+from idsel_kernels.engines import triton as engine
+from idsel_kernels.problem import Problem
+from idsel_kernels.rules import RULES
+
+ROOT = Path(__file__).parents[1]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+needs_triton = pytest.mark.skipif(
+    not HAS_TRITON, reason="triton is not installed (pip install 'idsel_kernels[triton]')"
+)
+
+
+def _problem(rule: idsel.Rule, device: str = "cuda:0", tokens: int = 576, **more: object) -> Problem:
+    fields: dict[str, object] = {
+        "rule": rule, "k": (64,), "batch": 1, "tokens": tokens, "dim": 1024, "dtype": torch.bfloat16,
+        "device": torch.device(device), "has_importance": True,
+    }  # fmt: skip
+    return Problem(**{**fields, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretends that there are a GPU and a working Triton, and nothing is interpreted."""
+    monkeypatch.setattr(engine, "_installation", lambda: None)
+    monkeypatch.setattr(engine, "_has_gpu", lambda: True)
+    monkeypatch.setattr(engine, "_interpreted", lambda: False)
+    monkeypatch.setattr(engine, "_load", lambda: ModuleType("launch"))
+
+
+# --- Who is chosen, and why not ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_explain_names_triton_on_a_cuda_tensor_without_the_cuda_extension(
+    rule: type[idsel.Rule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dispatch._MODULES, "cuda", "idsel_kernels.engines.absent")
+    dispatch._load.cache_clear()
+    try:
+        explanation = dispatch.explain_problem(_problem(rule()))
+    finally:
+        dispatch._load.cache_clear()
+    assert (explanation.backend, explanation.chosen_by) == ("triton", "automatic")
+    assert explanation.reasons["cuda"] == ("this build of idsel_kernels has no cuda engine",)
+    assert explanation.algorithm.startswith("one launch: ")
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_cpu_tensors_never_go_to_triton_when_a_gpu_is_there() -> None:
+    explanation = dispatch.explain_problem(_problem(idsel.MMR(), "cpu"))
+    assert explanation.backend in ("cpu", "torch")
+    (reason,) = explanation.reasons["triton"]
+    assert reason == "it runs on CUDA and HIP tensors (on CPU tensors with TRITON_INTERPRET=1, for tests)"
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_interpreted_cpu_tensors_go_to_triton_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_interpreted", lambda: True)
+    problem = _problem(idsel.MMR(), "cpu")
+    automatic, named = dispatch.explain_problem(problem), dispatch.explain_problem(problem, "triton")
+    assert automatic.backend in ("cpu", "torch")
+    assert automatic.reasons["triton"] == ("TRITON_INTERPRET=1 is for tests: it runs only when asked for by name",)
+    assert (named.backend, named.reasons["triton"]) == ("triton", ())
+    assert dispatch._choose(problem, None).name in ("cpu", "torch")
+    assert dispatch._choose(problem, "triton").name == "triton"
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_what_it_refuses() -> None:
+    def refusals(problem: Problem) -> list[str]:
+        return engine.ENGINE.unsupported_reasons(problem)
+
+    assert refusals(_problem(idsel.MMR(), "mps")) == ["it runs on CUDA and HIP tensors, got a tensor on mps"]
+    assert refusals(_problem(idsel.MMR(), tokens=2**21 + 1)) == ["it takes at most 2**21 tokens, got 2097153"]
+
+    class Novel(idsel.TopK):
+        pass
+
+    assert refusals(_problem(Novel())) == ["its kernel has no branch for Novel"]
+    assert refusals(_problem(idsel.Coverage(), tokens=16384)) == []
+    assert refusals(_problem(idsel.Coverage(), tokens=20000)) == [
+        "Coverage reads the N x N similarities after every pick: 1526 MiB, more than the budget of 1024 MiB"
+    ]
+    (reason,) = refusals(_problem(idsel.Coverage(), tokens=20000, ragged=True))
+    assert reason.startswith("Coverage reads the T x T similarities of a ragged batch after every pick: ")
+    assert refusals(_problem(idsel.DPP(), tokens=20000)) == []
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_algorithm_says_what_is_kept() -> None:
+    def algorithm(rule: idsel.Rule, **more: object) -> str:
+        return engine.ENGINE.algorithm(_problem(rule, **more))  # type: ignore[arg-type]
+
+    assert algorithm(idsel.MMR()) == (
+        "one launch: the Gram by tiles, then 64 greedy steps by the last program of a sample"
+    )
+    assert algorithm(idsel.MMR(), tokens=20000).endswith("then 64 greedy steps on panels of the Gram")
+    assert "where a sample's Gram is too large" in algorithm(idsel.MMR(), tokens=20000, ragged=True)
+    assert algorithm(idsel.TopK()) == "one launch: norms by tiles, then 64 greedy steps"
+
+
+def test_reasons_for_not_being_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = engine.ENGINE.unavailable_reasons
+    monkeypatch.setattr(engine, "_interpreted", lambda: False)
+    monkeypatch.setattr(engine, "_has_gpu", lambda: False)
+    monkeypatch.setattr(engine, "_installation", lambda: None)
+    assert status() == ["no CUDA or HIP device (with TRITON_INTERPRET=1 it runs on the CPU, for tests)"]
+    monkeypatch.setattr(engine, "_has_gpu", lambda: True)
+    monkeypatch.setattr(engine, "_load", lambda: "triton does not load: OSError: damaged")
+    assert status() == ["triton does not load: OSError: damaged"]
+    with pytest.raises(ImportError, match="damaged"):
+        engine._library()
+    monkeypatch.undo()
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert engine._installation.__wrapped__() == (
+        "triton is not installed (pip install 'idsel_kernels[triton]'; it exists for Linux)"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    for version, reason in (("3.1.0", "triton must be at least 3.2, got 3.1.0"), ("3.2.0", None), ("4.0", None)):
+        monkeypatch.setattr(engine.importlib.metadata, "version", lambda name, v=version: v)
+        assert engine._installation.__wrapped__() == reason
+
+
+def test_a_launcher_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "idsel_kernels.triton_impl.launch", None)
+    assert str(engine._load.__wrapped__()).startswith("triton does not load: ModuleNotFoundError: ")
+
+
+def test_importing_the_package_and_asking_what_is_available_imports_no_triton() -> None:
+    script = (
+        "import sys, torch; before = set(sys.modules); import idsel_kernels as idsel;"
+        "from idsel_kernels.engines import triton; idsel.available_backends();"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "sys.exit('triton' in new and not torch.cuda.is_available())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+def test_every_rule_has_its_branch_under_its_id() -> None:
+    from idsel_kernels.triton_impl import launch, rules
+
+    names = {
+        "IDSelection": "ID_SELECTION", "MMR": "MMR", "MaxMin": "MAX_MIN", "HardSuppress": "HARD_SUPPRESS", "DPP": "DPP",
+        "Coverage": "COVERAGE", "TopK": "TOP_K",
+    }  # fmt: skip
+    assert {name: getattr(rules, branch).value for name, branch in names.items()} == {
+        name: rule.rule_id for name, rule in RULES.items()
+    }
+    for rule in RULES.values():
+        assert len(launch.rule_scalars(*rule().encode())) == 5
+    with pytest.raises(ValueError, match="no rule with id 99"):
+        launch.rule_scalars(99, [])
+
+
+@needs_triton
+def test_parameters_arrive_as_the_branches_read_them() -> None:
+    from idsel_kernels.triton_impl import launch
+
+    def scalars(rule: idsel.Rule) -> tuple[float, ...]:
+        return launch.rule_scalars(*rule.encode())
+
+    assert scalars(idsel.IDSelection(5.0, None)) == (5.0, -torch.inf, 0.0, 0, 0)
+    assert scalars(idsel.MMR(0.25, 3)) == (0.25, 0.75, 0.0, 3, 0)
+    assert scalars(idsel.MMR(0.25, 10**12))[3] == 2**31 - 1
+    assert [scalars(idsel.MaxMin(start))[3] for start in (None, 0, 7)] == [-1, 0, 7]
+    assert scalars(idsel.HardSuppress(0.5, (2, 3), 1)) == (0.5, 0.0, 0.0, 3, 1)
+    assert [scalars(idsel.Coverage(alpha))[3] for alpha in (0.5, 1.0, 2.0, 3.0)] == [0, 1, 2, 1]
+    high, low, add, *_ = scalars(idsel.Coverage(0.7, "add"))
+    assert high + low == 0.7 and abs(low) < 1e-7 and add == 1.0
+
+
+@needs_triton
+def test_the_table_has_a_tile_for_every_architecture_dtype_and_dim() -> None:
+    from idsel_kernels.triton_impl import config
+
+    for arch in (0, 70, 75, 80, 86, 89, 90, 100, 120):
+        for itemsize in (2, 4):
+            for dim in (1, 64, 192, 193, 1024, 16384):
+                tile = config.tile_for(arch, itemsize, dim)
+                assert tile.block_m >= 16 and tile.block_k >= 16
+    with pytest.raises(ValueError, match="no tile for arch 90, 8 bytes per element, D = 4"):
+        config.tile_for(90, 8, 4)
+
+
+@needs_triton
+def test_the_tile_does_not_depend_on_the_number_of_tokens() -> None:
+    from idsel_kernels.triton_impl import config
+
+    tiles = {config.choose(90, 2, tokens, 1024).tile for tokens in (1, 65, 576, 5000, 2**20)}
+    assert len(tiles) == 1
+    warps = {config.choose(90, 2, n, 64, coverage=True).num_warps for n in (1, 576, 4096, 16384)}
+    assert len(warps) == 1, "Coverage's sums would have another order"
+
+
+@needs_triton
+def test_memory_grows_as_the_page_says() -> None:
+    from idsel_kernels.triton_impl import kernels, launch
+
+    def plan(tokens: int, rule: idsel.Rule, batch: int = 1, k: int = 64, ragged: bool = False) -> launch.Plan:
+        return launch.make_plan(_problem(rule, tokens=tokens, batch=batch, k=(k,), ragged=ragged), 90, 2**30)
+
+    arrays = kernels.ARRAYS
+    assert plan(576, idsel.MMR()).workspace == 576 * 576 + arrays * 576
+    assert plan(577, idsel.MMR()).workspace == pytest.approx(577 * 592 + arrays * 592, abs=16)
+    assert plan(576, idsel.DPP()).workspace == 576 * 576 + (arrays + 64) * 576
+    assert plan(576, idsel.TopK()).workspace == arrays * 576
+    assert plan(16384, idsel.MMR()).workspace == 16384 * 16384 + arrays * 16384
+    # Beyond the budget: a panel of 64 rows.
+    assert plan(32768, idsel.MMR()).workspace == (64 + arrays) * 32768
+    assert plan(32768, idsel.MaxMin()).workspace == (64 + arrays + 512) * 32768
+    # Ragged: T x T, or as many columns as the budget has.
+    assert plan(4000, idsel.MMR(), batch=10, ragged=True).workspace == 4000 * 4000 + arrays * 4000
+    wide = plan(100_000, idsel.MMR(), batch=100, ragged=True)
+    assert 4 * wide.workspace <= 2**30 + 4 * arrays * 100_000
+    # A batch beyond the budget: several launches.
+    assert plan(576, idsel.MMR(), batch=128).samples == 128
+    chunked = plan(2880, idsel.MMR(), batch=128)
+    assert 4 * chunked.workspace <= 2**30 and chunked.samples < 128
+    assert sum(samples for _, samples in chunked.first_samples()) == 128
+    assert chunked.samples * chunked.programs < 2**31
+
+
+@needs_triton
+@pytest.mark.parametrize("tokens", [1, 16, 17, 50, 63, 64])
+def test_engine_and_plan_agree_on_what_fits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from idsel_kernels.triton_impl import kernels, launch
+
+    for budget in (engine._gram_bytes(tokens) - 4, engine._gram_bytes(tokens)):
+        monkeypatch.setattr(engine, "GRAM_BUDGET_BYTES", budget)
+        plan = launch.make_plan(_problem(idsel.MMR(), tokens=tokens), 90, budget)
+        assert engine._gram_fits(tokens) == (plan.dots == kernels.WHOLE.value) == (budget % 64 == 0)
+    with pytest.raises(ValueError, match="Coverage needs the whole Gram"):
+        launch.make_plan(_problem(idsel.Coverage(), tokens=tokens), 90, engine._gram_bytes(tokens) - 4)
+
+
+# --- The host side of a launch ----------------------------------------------------------------------------------------
+
+
+@needs_triton
+@pytest.mark.kernels
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter has no compiled kernel to keep")
+def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idsel_kernels.triton_impl import kernels, launch
+
+    calls: list[tuple[str, tuple[int, ...], int]] = []
+
+    class Compiled:
+        def __getitem__(self, grid: tuple[int, ...]):
+            return lambda *arguments: calls.append(("compiled", grid, len(arguments)))
+
+    class Jit:
+        def __getitem__(self, grid: tuple[int, ...]):
+            def run(*arguments: object, **options: object) -> Compiled:
+                assert {"num_warps", "num_stages"} <= set(options)
+                calls.append(("jit", grid, len(arguments) + len(options) - 3))
+                return Compiled()
+
+            return run
+
+    names = kernels.select_kernel.arg_names
+    monkeypatch.setattr(kernels, "select_kernel", Jit())
+    launch.make_plan.cache_clear()
+
+    def call(features: torch.Tensor) -> None:
+        plan = launch.make_plan(_problem(idsel.MMR(), batch=2, tokens=100, dim=32, k=(5,)), 90, 2**30)
+        empty = torch.empty(0)
+        launch.launch(plan, launch.Tensors(features, torch.rand(2, 100), None, None, None, empty, empty, empty, empty))
+
+    features = torch.randn(2, 100, 32)
+    call(features)
+    call(features)
+    call(torch.randn(2, 100, 64)[:, :, ::2])  # another stride: compiled anew
+    launch.make_plan.cache_clear()
+    assert [kind for kind, _, _ in calls] == ["jit", "compiled", "jit"]
+    assert {grid for _, grid, _ in calls} == {(2 * 3, 1, 1)}
+    assert {count for _, _, count in calls} == {len(names)}
+    plan = launch.make_plan(_problem(idsel.MMR()), 90, 2**30)
+    assert tuple(plan.constexprs) == tuple(names[-len(plan.constexprs) :]), "they are handed over in this order"
+
+
+@needs_triton
+@pytest.mark.usefixtures("with_gpu")
+def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idsel_kernels.triton_impl import launch
+
+    launched: list[tuple[launch.Plan, launch.Tensors]] = []
+    monkeypatch.setattr(engine, "_load", lambda: sys.modules[launch.__name__])
+    monkeypatch.setattr(engine, "_interpreted", lambda: True)
+    monkeypatch.setattr(launch, "launch", lambda plan, tensors: launched.append((plan, tensors)))
+    features, importance = torch.randn(3, 10, 8, requires_grad=True), torch.rand(3, 10)
+    mask = importance > 0.5
+    sel = idsel.select(features, [2, 3, 4], idsel.MMR(), importance, mask=mask, backend="triton")
+    assert sel.indices.shape == sel.scores.shape == (3, 4)
+    assert (sel.indices.dtype, sel.scores.dtype) == (torch.int64, torch.float32)
+    plan, tensors = launched[0]
+    assert tensors.features.data_ptr() == features.data_ptr() and not tensors.features.requires_grad
+    assert tensors.importance is not None and tensors.importance.data_ptr() == importance.data_ptr()
+    assert tensors.mask is mask and tensors.counts is not None and tensors.counts.tolist() == [2, 3, 4]
+    assert tensors.workspace.numel() == plan.workspace and not tensors.counters.any()
+    offsets = torch.tensor([0, 4, 10], dtype=torch.int32)
+    idsel.select(features[0], 2, idsel.MMR(), importance[0], cu_seqlens=offsets, backend="triton")
+    assert launched[1][1].counters is tensors.counters and launched[1][1].cu_seqlens is not None
+    # Nothing to select: nothing to launch.
+    assert (idsel.select(features[:, :0], 2, idsel.MaxMin(), backend="triton").indices == -1).all()
+    assert len(launched) == 2
+
+
+# --- Commands, and the interpreter in a process of its own ------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the search would run")
+@needs_triton
+def test_the_search_for_tiles_says_what_it_needs() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/triton_tiles.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == "bench/triton_tiles.py times kernels: it needs a CUDA or HIP device, and found none"
+
+
+@needs_triton
+@pytest.mark.kernels
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+@pytest.mark.parametrize("part", ["selects_what", "not selects_what"])
+def test_the_kernel_under_the_interpreter(part: str) -> None:
+    """tests/test_triton_interpreter.py, in a pytest that starts with TRITON_INTERPRET=1; halves for two workers."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
+        del environment[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["-W", "ignore::RuntimeWarning", "tests/test_triton_interpreter.py", "-k", part]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    print(done.stdout[-4000:], done.stderr[-2000:])
+    assert done.returncode == 0
+    passed = int(done.stdout.split(" passed")[0].split()[-1])
+    assert passed >= 200, "fewer cases than promised"

@@ -1,0 +1,1 @@
+"""The Triton engine's kernels, installed as `idsel_kernels.triton_impl`."""
