@@ -16,8 +16,8 @@ def kib(field):
 
 dtype = getattr(torch, sys.argv[2])
 rule = eval("idsel." + sys.argv[1])
-features = torch.randn(16384, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
-importance = torch.rand(16384)
+features = torch.randn(10240, 1024, generator=torch.Generator().manual_seed(0)).to(dtype)
+importance = torch.rand(10240)
 idsel.select(features[:64], 4, rule, importance[:64], backend="torch")  # loads libraries, starts threads
 before = kib("VmRSS:")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -42,19 +43,33 @@ FEW_INPUTS = ("N33-k33", "fp16", "uniform", "ties", "duplicates", "k-per-sample"
 speed_up()
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tiles of 16 and streamed blocks of 32, so that small inputs have many of them."""
+@contextmanager
+def _sizes(monkeypatch: pytest.MonkeyPatch, change: Callable[[config.Config], config.Config]) -> Iterator[None]:
+    """Launches with other tiles and blocks than the table has."""
     choose = config.choose
-
-    def smaller(*args: object, **kwargs: object) -> config.Config:
-        sizes = choose(*args, **kwargs)  # type: ignore[arg-type]
-        return sizes._replace(tile=config.Tile(16, 16, 1), block_n=sizes.block_n if sizes.resident else 32)
-
-    monkeypatch.setattr(config, "choose", smaller)
+    monkeypatch.setattr(config, "choose", lambda *args, **kwargs: change(choose(*args, **kwargs)))
     launch.make_plan.cache_clear()
     yield
     launch.make_plan.cache_clear()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles of 16 and streamed blocks of 32, so that small inputs have many of them."""
+
+    def smaller(sizes: config.Config) -> config.Config:
+        return sizes._replace(tile=config.Tile(16, 16, 1), block_n=sizes.block_n if sizes.resident else 32)
+
+    with _sizes(monkeypatch, smaller):
+        yield
+
+
+@pytest.fixture
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles and Coverage's blocks of 256: each is some forty NumPy calls here, however large it is."""
+    monkeypatch.setattr(config, "COVER_BLOCK", (256, 256))
+    with _sizes(monkeypatch, lambda sizes: sizes._replace(tile=config.Tile(256, 64, 1))):
+        yield
 
 
 @pytest.fixture
@@ -83,13 +98,7 @@ def test_selects_what_the_rule_says(rule: str, case: str) -> None:
     check_selection(sel, **call.inputs(), rule=RULE_CASES[rule], k=k).assert_ok(REGRET)
 
 
-def test_golden_runs(golden_run: GoldenRun) -> None:
-    tokens = golden_run.inputs()["features"].shape[-2]
-    # Blocks of N x N numbers per pick.
-    if isinstance(golden_run.rule, idsel.Coverage) and tokens * golden_run.k > 1200:
-        pytest.skip(f"{golden_run.k} picks of {tokens} tokens by Coverage take the interpreter too long")
-    if tokens * golden_run.k > 5000 or (golden_run.k > 40 and tokens > 64):
-        pytest.skip(f"{golden_run.k} picks of {tokens} tokens take the interpreter too long; fewer of them are run")
+def test_golden_runs(golden_run: GoldenRun, large_blocks: None) -> None:
     sel = idsel.select(**golden_run.inputs(), k=golden_run.k, rule=golden_run.rule, backend="triton")
     assert_agrees(golden_run, sel, GOLDEN_REGRET)
 
