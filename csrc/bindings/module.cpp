@@ -35,12 +35,13 @@ py::list stats_to_python(const std::vector<idsel_stats>& stats) {
     return rows;
 }
 
-// What a call on either device is told of its tensors. `k` and `params` stay the caller's.
-idsel_args common_args(std::int32_t device, std::uintptr_t features, std::int32_t dtype,
-                       const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides,
+// What a call on either device is told, in the order of idsel_kernels/engines/library_call.py. `k` and `params` stay
+// the caller's.
+idsel_args common_args(std::int32_t device, std::uintptr_t features, const std::vector<std::int64_t>& strides,
                        const Companion& importance, const Companion& mask, std::uintptr_t cu_seqlens,
-                       const std::vector<std::int64_t>& k, std::int64_t k_max, std::int32_t rule,
-                       const std::vector<double>& params, std::uintptr_t indices, std::uintptr_t scores, bool sort) {
+                       std::uintptr_t indices, std::uintptr_t scores, std::int32_t dtype,
+                       const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k, std::int64_t k_max,
+                       std::int32_t rule, const std::vector<double>& params, bool sort) {
     if (shape.size() != 3 || strides.size() != 3)
         throw py::value_error("shape and strides must be (batch, token, dim)");
     idsel_args args{};
@@ -83,13 +84,13 @@ void call(const idsel_args& args) {
     if (status != IDSEL_OK) raise(status);
 }
 
-py::object select_cpu(std::uintptr_t features, std::int32_t dtype, const std::vector<std::int64_t>& shape,
-                      const std::vector<std::int64_t>& strides, const Companion& importance, const Companion& mask,
-                      std::uintptr_t cu_seqlens, const std::vector<std::int64_t>& k, std::int64_t k_max,
-                      std::int32_t rule, const std::vector<double>& params, std::uintptr_t indices,
-                      std::uintptr_t scores, bool sort, std::int32_t threads, std::int32_t isa, bool stats) {
-    idsel_args args = common_args(IDSEL_CPU, features, dtype, shape, strides, importance, mask, cu_seqlens, k, k_max,
-                                  rule, params, indices, scores, sort);
+py::object select_cpu(std::uintptr_t features, const std::vector<std::int64_t>& strides, const Companion& importance,
+                      const Companion& mask, std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
+                      std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
+                      std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
+                      std::int32_t threads, std::int32_t isa, bool stats) {
+    idsel_args args = common_args(IDSEL_CPU, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
+                                  shape, k, k_max, rule, params, sort);
     std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(shape[0]) : 0);
     args.threads = threads;
     args.isa = isa;
@@ -98,14 +99,14 @@ py::object select_cpu(std::uintptr_t features, std::int32_t dtype, const std::ve
     return stats ? py::object(stats_to_python(counted)) : py::none();
 }
 
-void select_cuda(std::uintptr_t features, std::int32_t dtype, const std::vector<std::int64_t>& shape,
-                 const std::vector<std::int64_t>& strides, const Companion& importance, const Companion& mask,
-                 std::uintptr_t cu_seqlens, const std::vector<std::int64_t>& k, std::int64_t k_max, std::int32_t rule,
-                 const std::vector<double>& params, std::uintptr_t indices, std::uintptr_t scores, bool sort,
+void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strides, const Companion& importance,
+                 const Companion& mask, std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
+                 std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
+                 std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
                  std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters,
                  std::uintptr_t stream) {
-    idsel_args args = common_args(IDSEL_CUDA, features, dtype, shape, strides, importance, mask, cu_seqlens, k, k_max,
-                                  rule, params, indices, scores, sort);
+    idsel_args args = common_args(IDSEL_CUDA, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
+                                  shape, k, k_max, rule, params, sort);
     args.workspace = pointer<void>(workspace);
     args.workspace_bytes = workspace_bytes;
     args.counters = pointer<void>(counters);
@@ -119,7 +120,7 @@ py::object cuda_workspace_bytes(const std::vector<std::int64_t>& shape, std::int
     const std::vector<std::int64_t> strides = {0, 0, 1}, k;
     const std::int32_t offsets = 0;  // only its presence counts
     idsel_args args =
-        common_args(IDSEL_CUDA, 0, IDSEL_FLOAT32, shape, strides, {}, {}, 0, k, k_max, rule, params, 0, 0, false);
+        common_args(IDSEL_CUDA, 0, strides, {}, {}, 0, 0, 0, IDSEL_FLOAT32, shape, k, k_max, rule, params, false);
     args.cu_seqlens = ragged ? &offsets : nullptr;
     const std::int64_t bytes = idsel_workspace_bytes(&args);
     return bytes < 0 ? py::object(py::str(idsel_last_error())) : py::object(py::int_(bytes));
@@ -145,14 +146,9 @@ py::list rules() {
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The compiled library behind idsel_kernels; use it through the package.";
     m.attr("ABI") = idsel_abi();
-    m.def("select_cpu", &select_cpu, py::arg("features"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
-          py::arg("importance"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("k"), py::arg("k_max"),
-          py::arg("rule"), py::arg("params"), py::arg("indices"), py::arg("scores"), py::arg("sort"),
-          py::arg("threads"), py::arg("isa"), py::arg("stats"));
-    m.def("select_cuda", &select_cuda, py::arg("features"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
-          py::arg("importance"), py::arg("mask"), py::arg("cu_seqlens"), py::arg("k"), py::arg("k_max"),
-          py::arg("rule"), py::arg("params"), py::arg("indices"), py::arg("scores"), py::arg("sort"),
-          py::arg("workspace"), py::arg("workspace_bytes"), py::arg("counters"), py::arg("stream"));
+    // By position: matching two dozen names would take microseconds of every call.
+    m.def("select_cpu", &select_cpu);
+    m.def("select_cuda", &select_cuda);
     m.def("cuda_workspace_bytes", &cuda_workspace_bytes, py::arg("shape"), py::arg("k_max"), py::arg("rule"),
           py::arg("params"), py::arg("ragged"), "The bytes, or a string that says why there is no such call.");
     m.def("cuda_failure", &cuda_failure, py::arg("device"), "Why a device cannot be used; None where it can.");

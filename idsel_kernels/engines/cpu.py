@@ -13,10 +13,10 @@ import torch
 from .. import _native
 from ..problem import Inputs, Problem
 from ..rules import State
+from . import library_call
 
 __all__ = ["ENGINE", "Isa", "Path", "Stats", "record_stats", "use_isa"]
 
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _MAX_TOKENS = 2**31 - 1
 
 
@@ -123,48 +123,12 @@ class CpuEngine:
 
     def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Selects; the library reads the tensors where they lie."""
-        features = _with_rows(inputs.features)
-        importance = None if inputs.importance is None else inputs.importance.to(torch.float32)
-        cu_seqlens = None if inputs.cu_seqlens is None else inputs.cu_seqlens.contiguous()
-        width = problem.k_max
-        indices = torch.empty((problem.batch, width), dtype=torch.int64)
-        scores = torch.empty((problem.batch, width), dtype=torch.float32)
-        rule_id, params = problem.rule.encode()
         calls = _stats.get()
-        stats = _native.library().select_cpu(
-            features=features.data_ptr(),
-            dtype=_DTYPES[problem.dtype],
-            shape=(problem.batch, problem.tokens, problem.dim),
-            strides=features.stride() if features.dim() == 3 else (0, *features.stride()),
-            importance=_companion(importance),
-            mask=_companion(inputs.mask),
-            cu_seqlens=0 if cu_seqlens is None else cu_seqlens.data_ptr(),
-            k=problem.k if problem.batch else (0,),
-            k_max=width,
-            rule=rule_id,
-            params=params,
-            indices=indices.data_ptr(),
-            scores=scores.data_ptr(),
-            sort=problem.sort,
-            threads=torch.get_num_threads(),
-            isa=_isa.get(),
-            stats=calls is not None,
-        )
+        call = library_call.prepare(problem, inputs)
+        stats = _native.library().select_cpu(*call.arguments, torch.get_num_threads(), _isa.get(), calls is not None)
         if calls is not None:
             calls.append([Stats(dots, norms, lazy, Path(path), Isa(isa)) for dots, norms, lazy, path, isa in stats])
-        return indices, scores
-
-
-def _with_rows(features: torch.Tensor) -> torch.Tensor:
-    """The library reads a row as D neighbouring elements; how rows lie is free."""
-    return features if features.stride(-1) == 1 or features.shape[-1] == 1 else features.contiguous()
-
-
-def _companion(value: torch.Tensor | None) -> tuple[int, int, int]:
-    """(address, batch stride, token stride) of a tensor shaped (B, N) or (T,)."""
-    if value is None:
-        return 0, 0, 0
-    return value.data_ptr(), value.stride(0) if value.dim() == 2 else 0, value.stride(-1)
+        return call.indices, call.scores
 
 
 ENGINE = CpuEngine()

@@ -11,10 +11,9 @@ import torch
 from .. import _native
 from ..problem import Inputs, Problem
 from ..rules import State, TopK
+from . import library_call
 
 __all__ = ["ENGINE", "CudaEngine"]
-
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class CudaEngine:
@@ -64,40 +63,16 @@ class CudaEngine:
         """Selects on the current stream of the features' device; nothing waits for it."""
         device = problem.device
         with self._guard(device):
-            features = inputs.features
-            if features.stride(-1) != 1 and problem.dim > 1:
-                features = features.contiguous()
-            importance = None if inputs.importance is None else inputs.importance.to(torch.float32)
-            cu_seqlens = None if inputs.cu_seqlens is None else inputs.cu_seqlens.contiguous()
-            shape = (problem.batch, problem.k_max)
-            indices = torch.empty(shape, dtype=torch.int64, device=device)
-            scores = torch.empty(shape, dtype=torch.float32, device=device)
+            call = library_call.prepare(problem, inputs)
             workspace_bytes = int(self._workspace_for(problem))
             # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
             workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
             stream = self._stream(device)
-            rule_id, params = problem.rule.encode()
+            counters = self._counters(device, stream)
             self._library().select_cuda(
-                features=features.data_ptr(),
-                dtype=_DTYPES[problem.dtype],
-                shape=(problem.batch, problem.tokens, problem.dim),
-                strides=features.stride() if features.dim() == 3 else (0, *features.stride()),
-                importance=_companion(importance),
-                mask=_companion(inputs.mask),
-                cu_seqlens=0 if cu_seqlens is None else cu_seqlens.data_ptr(),
-                k=problem.k if problem.batch else (0,),
-                k_max=problem.k_max,
-                rule=rule_id,
-                params=params,
-                indices=indices.data_ptr(),
-                scores=scores.data_ptr(),
-                sort=problem.sort,
-                workspace=workspace.data_ptr(),
-                workspace_bytes=workspace_bytes,
-                counters=self._counters(device, stream).data_ptr(),
-                stream=stream,
+                *call.arguments, workspace.data_ptr(), workspace_bytes, counters.data_ptr(), stream
             )
-        return indices, scores
+        return call.indices, call.scores
 
     def _workspace_for(self, problem: Problem) -> int | str:
         rule_id, params = problem.rule.encode()
@@ -152,13 +127,6 @@ class CudaEngine:
 
     def _stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
-
-
-def _companion(value: torch.Tensor | None) -> tuple[int, int, int]:
-    """(address, batch stride, token stride) of a tensor shaped (B, N) or (T,)."""
-    if value is None:
-        return 0, 0, 0
-    return value.data_ptr(), value.stride(0) if value.dim() == 2 else 0, value.stride(-1)
 
 
 ENGINE = CudaEngine()
