@@ -37,8 +37,9 @@ void TiledDots::pack(int64_t at) {
         for (int64_t row = begin; row < end; ++row) {
             float* to = packed_.get() + row * stride_;
             const int64_t count = row < sample_.n ? length : 0;
-            if (count > 0) kernels_.to_float[sample_.dtype](sample_.element(row, at * kBlock), count, to);
-            std::memset(to + count, 0, static_cast<size_t>(stride_ - count) * sizeof(float));
+            if (count > 0) kernels_.to_lanes[sample_.dtype](sample_.element(row, at * kBlock), count, to);
+            const int64_t filled = round_up(count, kLanes);
+            std::memset(to + filled, 0, static_cast<size_t>(stride_ - filled) * sizeof(float));
         }
     });
 }

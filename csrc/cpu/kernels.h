@@ -9,7 +9,8 @@ namespace idsel::cpu {
 
 // The dot product that every path of the engine uses is defined to the last bit, so that a similarity does not
 // depend on who computed it: the lazy path, a row, a tile of the Gram, whichever thread. Blocks of kBlock elements;
-// in a block 16 running sums by fused multiply-add, lane l taking the elements l, l + 16, ...; the lanes added in
+// in a block 16 running sums by fused multiply-add, lane l taking the elements l, l + 16, ... (bfloat16: of each 16 the
+// even ones go to the lanes 0 to 7, the odd ones to 8 to 15, because a shift and a mask part them); the lanes added in
 // halves (l and l + 8, then 4, 2, 1); the blocks added in order. All in float32, whatever the dtype of the features.
 constexpr int64_t kLanes = 16;
 constexpr int64_t kBlock = 512;
@@ -22,8 +23,8 @@ struct Kernels {
     const char* name;
     // <a, b> over dim elements; by dtype.
     float (*dot[3])(const void* a, const void* b, int64_t dim);
-    // `count` elements as float32; by dtype.
-    void (*to_float[3])(const void* from, int64_t count, float* to);
+    // `count` elements as float32 in the order of the lanes, filled up to whole vectors with zeros; by dtype.
+    void (*to_lanes[3])(const void* from, int64_t count, float* to);
     // c[i * c_stride + j] += the block dot product of row i of a and row j of b. Rows are `stride` apart and `length`
     // long, a multiple of kLanes of at most kBlock; `rows_a` and `rows_b` are multiples of kRowMultiple.
     void (*gram_tile)(const float* a, const float* b, int64_t stride, int64_t length, int64_t rows_a, int64_t rows_b,

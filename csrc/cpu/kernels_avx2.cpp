@@ -20,7 +20,11 @@ struct Vec {
     static Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
     static Vec load(const Half* p) { return {half(p), half(p + 8)}; }
-    static Vec load(const BFloat16* p) { return {brain(p), brain(p + 8)}; }
+    static Vec load(const BFloat16* p) {
+        const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), _mm256_castsi256_ps(odd)};
+    }
     void store(float* p) const {
         _mm256_storeu_ps(p, low);
         _mm256_storeu_ps(p + 8, high);
@@ -71,10 +75,6 @@ struct Vec {
         return value;
     }
     static __m256 half(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-    static __m256 brain(const BFloat16* p) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-    }
 };
 
 }  // namespace avx2

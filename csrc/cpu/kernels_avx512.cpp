@@ -25,7 +25,10 @@ struct Vec {
     static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static Vec load(const Half* p) { return {_mm512_cvtph_ps(sixteen(p))}; }
     static Vec load(const BFloat16* p) {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen(p)), 16))};
+        const __m256i pairs = sixteen(p);
+        const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+        const __m512i even = _mm512_castsi256_si512(_mm256_slli_epi32(pairs, 16));
+        return {_mm512_castsi512_ps(_mm512_inserti64x4(even, odd, 1))};
     }
     void store(float* p) const { _mm512_storeu_ps(p, all); }
 

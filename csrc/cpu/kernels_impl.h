@@ -60,13 +60,10 @@ float dot(const void* a_data, const void* b_data, int64_t dim) {
 }
 
 template <class V, class T>
-void to_float(const void* from_data, int64_t count, float* to) {
+void to_lanes(const void* from_data, int64_t count, float* to) {
     const T* from = static_cast<const T*>(from_data);
     for (; count >= kLanes; count -= kLanes, from += kLanes, to += kLanes) V::load(from).store(to);
-    if (count == 0) return;
-    float part[kLanes];
-    load_part<V>(from, count).store(part);
-    memcpy(to, part, static_cast<size_t>(count) * sizeof(float));
+    if (count > 0) load_part<V>(from, count).store(to);
 }
 
 // A register tile: kTileA rows of a against kTileB rows of b.
@@ -115,7 +112,7 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
     return {isa,
             name,
             {dot<V, float>, dot<V, Half>, dot<V, BFloat16>},
-            {to_float<V, float>, to_float<V, Half>, to_float<V, BFloat16>},
+            {to_lanes<V, float>, to_lanes<V, Half>, to_lanes<V, BFloat16>},
             gram_tile<V>,
             gain<V>};
 }

@@ -25,9 +25,9 @@ struct Vec {
             {half(vget_low_u16(low)), half(vget_high_u16(low)), half(vget_low_u16(high)), half(vget_high_u16(high))}};
     }
     static Vec load(const BFloat16* p) {
-        const uint16x8_t low = vld1q_u16(&p->bits), high = vld1q_u16(&p->bits + 8);
-        return {{brain(vget_low_u16(low)), brain(vget_high_u16(low)), brain(vget_low_u16(high)),
-                 brain(vget_high_u16(high))}};
+        const uint32x4_t low = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
+        const uint32x4_t high = vreinterpretq_u32_u16(vld1q_u16(&p->bits + 8));
+        return {{even(low), even(high), odd(low), odd(high)}};
     }
     void store(float* p) const {
         for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, part[i]);
@@ -66,7 +66,10 @@ struct Vec {
 
   private:
     static float32x4_t half(uint16x4_t bits) { return vcvt_f32_f16(vreinterpret_f16_u16(bits)); }
-    static float32x4_t brain(uint16x4_t bits) { return vreinterpretq_f32_u32(vshll_n_u16(bits, 16)); }
+    static float32x4_t even(uint32x4_t pairs) { return vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16)); }
+    static float32x4_t odd(uint32x4_t pairs) {
+        return vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+    }
 };
 
 }  // namespace neon

@@ -40,6 +40,11 @@ struct Vec {
         for (int i = 0; i < kLanes; ++i) v.lane[i] = widen(p[i]);
         return v;
     }
+    static Vec load(const BFloat16* p) {
+        Vec v;
+        for (int i = 0; i < kLanes; ++i) v.lane[i / 2 + i % 2 * kLanes / 2] = widen(p[i]);
+        return v;
+    }
     void store(float* p) const { memcpy(p, lane, sizeof lane); }
 
     static Vec multiply_add(const Vec& a, const Vec& b, Vec c) {

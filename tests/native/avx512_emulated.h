@@ -50,15 +50,14 @@ inline M512 shuffle_f32x4(const M512& a, const M512& b, int control) {
     });
 }
 inline __m256 castps512_ps256(const M512& a) { return _mm256_loadu_ps(a.lane); }
-inline M512i cvtepu16_epi32(__m256i a) {
-    uint16_t words[16];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), a);
+inline M512i castsi256_si512(__m256i a) {
     M512i result;
-    for (int i = 0; i < 16; ++i) result.lane[i] = words[i];
+    memset(result.lane, 0xa5, sizeof result.lane);  // the upper half is undefined
+    memcpy(result.lane, &a, sizeof a);
     return result;
 }
-inline M512i slli_epi32(M512i a, int count) {
-    for (uint32_t& lane : a.lane) lane <<= count;
+inline M512i inserti64x4(M512i a, __m256i b, int half) {
+    memcpy(a.lane + 8 * half, &b, sizeof b);
     return a;
 }
 inline M512 castsi512_ps(const M512i& a) {
@@ -85,7 +84,8 @@ inline M512 cvtph_ps(__m256i a) {
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
 #define _mm512_castps512_ps256 emulated::castps512_ps256
-#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
-#define _mm512_slli_epi32 emulated::slli_epi32
+#define __m512i emulated::M512i
+#define _mm512_castsi256_si512 emulated::castsi256_si512
+#define _mm512_inserti64x4 emulated::inserti64x4
 #define _mm512_castsi512_ps emulated::castsi512_ps
 #define _mm512_cvtph_ps emulated::cvtph_ps

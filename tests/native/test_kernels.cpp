@@ -48,9 +48,10 @@ void compare_dots(const Kernels& a, const Kernels& b, bool exactly) {
                       : std::fabs(first - second) <= 1e-5f * (1 + std::sqrt(a.dot[dtype](x.data(), x.data(), dim) *
                                                                             a.dot[dtype](y.data(), y.data(), dim))));
             CHECK(same_bits(a.dot[dtype](y.data(), x.data(), dim), first));
-            std::vector<float> wide_a(static_cast<size_t>(dim)), wide_b(static_cast<size_t>(dim));
-            a.to_float[dtype](x.data(), dim, wide_a.data());
-            b.to_float[dtype](x.data(), dim, wide_b.data());
+            const auto padded = static_cast<size_t>((dim + kLanes - 1) / kLanes * kLanes);
+            std::vector<float> wide_a(padded, -1.0f), wide_b(padded, -2.0f);
+            a.to_lanes[dtype](x.data(), dim, wide_a.data());
+            b.to_lanes[dtype](x.data(), dim, wide_b.data());
             CHECK(std::memcmp(wide_a.data(), wide_b.data(), wide_a.size() * 4) == 0);
         }
     }
@@ -92,8 +93,9 @@ void compare_gains(const Kernels& a, const Kernels& b) {
 void check_half(const Kernels& k) {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
         const auto pattern = static_cast<uint16_t>(bits);
-        float value;
-        k.to_float[1](&pattern, 1, &value);
+        float lanes[kLanes];
+        k.to_lanes[1](&pattern, 1, lanes);
+        const float value = lanes[0];
         const int exponent = static_cast<int>(bits >> 10 & 31);
         const auto fraction = static_cast<float>(bits & 1023);
         const float sign = bits & 0x8000 ? -1.0f : 1.0f;
