@@ -57,9 +57,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) numpy
 
+# The package itself, editable. Compiling takes a minute or two, so it is done when one of its inputs is newer.
+$(VENV)/package.ready: pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc -type f) | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
 # mypy reads the types of torch and of the test tools, so lint needs what the tests need.
 $(VENV)/lint.ready: $(VENV)/test.ready
 
-$(VENV)/%.ready: pyproject.toml setup.py | $(VENV)/bin/python
-	$(PIP) --editable '.[$*]'
+# What an extra adds: of a package that is installed, pip installs only what its extras ask for.
+$(VENV)/%.ready: $(VENV)/package.ready
+	$(PIP) 'idsel_kernels[$*]'
 	touch $@
