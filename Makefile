@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format docs bench report dev kernels cuda-all clean
+.PHONY: demo test lint format docs bench report dev kernels cuda-all wheel clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
@@ -39,6 +39,13 @@ kernels: $(VENV)/test.ready
 cuda-all:
 	cmake -S . -B build/cuda-all -G Ninja -DIDSEL_CUDA=ON -DIDSEL_CUDA_ARCHS=all -DIDSEL_CUDA_STRICT=ON
 	cmake --build build/cuda-all --target idsel
+
+# A wheel for Linux systems whose C library is no older than this one's, in dist/. IDSEL_CUDA_ARCHS=all: for every GPU.
+wheel: $(VENV)/wheel.ready
+	rm -rf build/wheel dist/idsel_kernels-*.whl
+	$(BIN)/pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python tests/check_wheel.py dist/*.whl
 
 # The record of this machine; run it while nothing else does.
 bench: $(VENV)/bench.ready

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import idsel_kernels
-from idsel_kernels import dispatch, env_report
+from idsel_kernels import _native, dispatch, env_report
 
 ROOT = Path(idsel_kernels.__file__).parents[1]
 
@@ -38,7 +38,11 @@ def broken_torch(tmp_path: Path) -> Path:
 
 def test_collect_states_the_facts_of_this_machine():
     report = json.loads(json.dumps(env_report.collect()))
-    assert report["idsel_kernels"] == {"version": idsel_kernels.__version__, "location": str(ROOT / "idsel_kernels")}
+    assert report["idsel_kernels"] == {
+        "version": idsel_kernels.__version__,
+        "location": str(ROOT / "idsel_kernels"),
+        "build": _native.build_notes() or "complete",
+    }
     assert report["torch"]["version"] == torch.__version__
     assert report["packages"]["torch"] == torch.__version__
     assert report["cpu"]["count"] == os.cpu_count()
