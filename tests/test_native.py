@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emulated
 import pytest
 import torch
 
@@ -63,6 +64,35 @@ def test_native_programs_pass_and_the_example_finds_the_installed_library(tmp_pa
     _test(build)
     _run("cmake", "--install", build, "--prefix", prefix)
     assert _run_example(prefix, example) == f"CPU: {_kept_by_the_example()}\n"
+
+
+# Host memory behind the names of the CUDA runtime.
+RUNTIME = """
+#include <cstdlib>
+#include <cstring>
+extern "C" {
+int cudaMalloc(void** to, size_t bytes) { return (*to = std::malloc(bytes)) == nullptr; }
+int cudaFree(void* of) { return std::free(of), 0; }
+int cudaMemset(void* to, int value, size_t bytes) { return std::memset(to, value, bytes), 0; }
+int cudaMemcpy(void* to, const void* from, size_t bytes, int) { return std::memcpy(to, from, bytes), 0; }
+}
+"""
+
+
+@pytest.mark.kernels
+def test_the_example_hands_over_cuda_pointers_as_the_engine_wants_them(tmp_path: Path) -> None:
+    """On the emulator: what a GPU would be given."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("the headers of CUDA come with nvcc")
+    pytest.importorskip("pybind11", reason="the emulator is a module made with pybind11")
+    emulated.build()
+    (tmp_path / "runtime.cpp").write_text(RUNTIME)
+    example = ROOT / "examples/cpp"
+    code = (example / "main.cpp", example / "cuda.cpp", tmp_path / "runtime.cpp")
+    library = emulated.BUILD / "tests" / "emulator" / "libidsel_emulated.a"
+    options = ("-std=c++17", "-DWITH_CUDA", "-cudart", "none", "-I", ROOT / "csrc/include", "-o", tmp_path / "example")
+    _run("nvcc", *options, *code, library)
+    assert _run(tmp_path / "example") == "".join(f"{name}: {_kept_by_the_example()}\n" for name in ("CPU", "GPU"))
 
 
 def _run_example(prefix: Path, build: Path) -> str:

@@ -54,6 +54,7 @@ int main() {
 
     int failures = report("CPU", idsel::select(args), kept);
 #ifdef WITH_CUDA
+    kept.assign(keep, -1);
     failures += report("GPU", select_on_gpu(args), kept);
 #endif
     return failures;
