@@ -53,8 +53,8 @@ class CMakeBuild(build_ext):
             self._cmake(target, cuda=False)
         except (OSError, subprocess.CalledProcessError) as error:
             if demanded == "1":
-                raise RuntimeError(f"IDSEL_CPU=1, but the C++ library does not build: {error}") from error
-            self._without("the C++ library", f"{_why(error)}; IDSEL_CPU=1 makes it an error")
+                raise RuntimeError(f"IDSEL_CPU=1, but the C++ library does not build: {_why(error)}") from None
+            self._without("the C++ library", f"{_why(error)}; IDSEL_CPU=1 makes it an error that pip shows")
 
     def _with_cuda(self, target: Path) -> bool:
         """Builds with the CUDA engine where that is possible and not forbidden; whether it did."""
@@ -68,12 +68,12 @@ class CMakeBuild(build_ext):
             self._cmake(target, cuda=True, nvcc=nvcc)
         except NoNvcc as error:
             if demanded == "1":
-                raise RuntimeError(f"IDSEL_CUDA=1, but {error}") from error
+                raise RuntimeError(f"IDSEL_CUDA=1, but {error}") from None
             self._without("the CUDA engine", str(error))
         except (OSError, subprocess.CalledProcessError) as error:
             if demanded == "1":
-                raise RuntimeError(f"IDSEL_CUDA=1, but the CUDA engine does not build: {error}") from error
-            self._without("the CUDA engine", f"{_why(error)}; IDSEL_CUDA=1 makes it an error")
+                raise RuntimeError(f"IDSEL_CUDA=1, but the CUDA engine does not build: {_why(error)}") from None
+            self._without("the CUDA engine", f"{_why(error)}; IDSEL_CUDA=1 makes it an error that pip shows")
         else:
             return True
         return False
@@ -140,7 +140,7 @@ def say(text: str) -> None:
 
 def _why(error: OSError | subprocess.CalledProcessError) -> str:
     if isinstance(error, subprocess.CalledProcessError):
-        return f"`{' '.join(error.cmd[:3])} ...` failed, pip install --verbose shows why"
+        return f"`{' '.join(error.cmd[:3])} ...` failed"
     return str(error)
 
 

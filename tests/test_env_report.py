@@ -49,6 +49,14 @@ def test_collect_states_the_facts_of_this_machine():
     assert report["backends"] == dispatch.backend_status()
 
 
+def test_what_the_installation_left_out_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    assert env_report.collect()["idsel_kernels"]["build"] == "complete"
+    (tmp_path / "_core.txt").write_text("without the CUDA engine: a reason\nwithout the C++ library: another\n")
+    reasons = "without the CUDA engine: a reason; without the C++ library: another"
+    assert env_report.collect()["idsel_kernels"]["build"] == reasons
+
+
 def test_format_report_shows_every_backend_with_its_reason(monkeypatch):
     status = {"cuda": ["no CUDA device", "not built"], "torch": []}
     monkeypatch.setattr(dispatch, "backend_status", lambda: status)
