@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import emulated
@@ -22,10 +23,9 @@ pytestmark = pytest.mark.skipif(bool(TOOLS), reason=f"not installed: {', '.join(
 SANITIZERS = ("address,undefined", "thread")
 
 
-def _run(*command: object, **more: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **more}, check=False
-    )
+def _run(*command: object, cwd: Path | None = None, **more: str) -> str:
+    words, environment = [str(part) for part in command], {**os.environ, **more}
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -120,6 +120,7 @@ def sources(tmp_path: Path) -> Path:
     wanted = [
         "setup.py",
         "pyproject.toml",
+        "MANIFEST.in",
         "README.md",
         "LICENSE",
         "CMakeLists.txt",
@@ -136,6 +137,15 @@ def sources(tmp_path: Path) -> Path:
         elif origin.exists():
             shutil.copy(origin, source / name)
     return source
+
+
+def test_sdist_has_all_that_compiling_takes(sources: Path) -> None:
+    _run(sys.executable, "setup.py", "-q", "sdist", "--formats=tar", "--dist-dir", sources.parent, cwd=sources)
+    (archive,) = sources.parent.glob("idsel_kernels-*.tar")
+    with tarfile.open(archive) as files:
+        names = {Path(*Path(name).parts[1:]) for name in files.getnames()}
+    wanted = [sources / "CMakeLists.txt", *(sources / "cmake").rglob("*"), *(sources / "csrc").rglob("*")]
+    assert {path.relative_to(sources) for path in wanted} <= names
 
 
 def _install(sources: Path, **environment: str) -> subprocess.CompletedProcess[str]:
