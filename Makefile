@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format docs bench report dev kernels cuda-all clean
+.PHONY: demo test lint format docs bench report dev kernels cuda-all wheel clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
@@ -40,6 +40,13 @@ cuda-all:
 	cmake -S . -B build/cuda-all -G Ninja -DIDSEL_CUDA=ON -DIDSEL_CUDA_ARCHS=all -DIDSEL_CUDA_STRICT=ON
 	cmake --build build/cuda-all --target idsel
 
+# A wheel for Linux systems whose C library is no older than this one's, in dist/. IDSEL_CUDA_ARCHS=all: for every GPU.
+wheel: $(VENV)/wheel.ready
+	rm -rf build/wheel dist/idsel_kernels-*.whl
+	$(BIN)/pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python tests/check_wheel.py dist/*.whl
+
 # The record of this machine; run it while nothing else does.
 bench: $(VENV)/bench.ready
 	$(BIN)/python -m bench --out bench/results
@@ -57,9 +64,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) numpy
 
+# The package itself, editable. Compiling takes a minute or two, so it is done when one of its inputs is newer.
+$(VENV)/package.ready: pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc -type f) | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
 # mypy reads the types of torch and of the test tools, so lint needs what the tests need.
 $(VENV)/lint.ready: $(VENV)/test.ready
 
-$(VENV)/%.ready: pyproject.toml setup.py | $(VENV)/bin/python
-	$(PIP) --editable '.[$*]'
+# What an extra adds: of a package that is installed, pip installs only what its extras ask for.
+$(VENV)/%.ready: $(VENV)/package.ready
+	$(PIP) 'idsel_kernels[$*]'
 	touch $@

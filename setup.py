@@ -1,14 +1,17 @@
 """Packages, and the compiled library by CMake and Ninja; metadata is in pyproject.toml.
 
 Environment: IDSEL_CPU=1 makes a failing C++ build fail the installation (otherwise the package installs without the
-compiled library and says so), IDSEL_CPU=0 skips it. The CUDA engine is built where nvcc is found, and left out with a
-word where that fails; IDSEL_CUDA=1 makes either an error, IDSEL_CUDA=0 leaves it out. IDSEL_CUDA_ARCHS is a list of
-compute capabilities ("80,90") or "all". CMAKE_ARGS is handed to CMake.
+compiled library and says so), IDSEL_CPU=0 skips it. The CUDA engine is built where an nvcc is found that is new enough,
+and left out with a word where that fails; IDSEL_CUDA=1 makes either an error, IDSEL_CUDA=0 leaves it out.
+IDSEL_CUDA_ARCHS is a list of compute capabilities ("80,90") or "all". CMAKE_ARGS is handed to CMake.
+
+pip shows nothing of a build that succeeds. So what was left out is also written beside the library, for `idsel info`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +22,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+NOTES = "_core.txt"  # beside the library; idsel_kernels/env_report.py reads it
+OLDEST_CUDA = 12
 
 
 class CMakeExtension(Extension):
@@ -34,44 +39,52 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds `ext`; without a compiler the package goes without, unless IDSEL_CPU=1."""
         demanded = os.environ.get("IDSEL_CPU")
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target = module.parent
+        self.notes = target / NOTES
+        for path in (module, self.notes):  # of an earlier build in this checkout
+            path.unlink(missing_ok=True)
         if demanded == "0":
-            self._without("IDSEL_CPU=0")
+            self._without("the C++ library", "IDSEL_CPU=0")
             return
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         if self._with_cuda(target):
             return
         try:
             self._cmake(target, cuda=False)
         except (OSError, subprocess.CalledProcessError) as error:
             if demanded == "1":
-                raise RuntimeError(f"IDSEL_CPU=1, but the C++ library does not build: {error}") from error
-            self._without(f"{error}; the output above says why")
+                raise RuntimeError(f"IDSEL_CPU=1, but the C++ library does not build: {_why(error)}") from None
+            self._without("the C++ library", f"{_why(error)}; IDSEL_CPU=1 makes it an error that pip shows")
 
     def _with_cuda(self, target: Path) -> bool:
         """Builds with the CUDA engine where that is possible and not forbidden; whether it did."""
         demanded = os.environ.get("IDSEL_CUDA")
         if demanded == "0":
+            self._without("the CUDA engine", "IDSEL_CUDA=0")
             return False
-        nvcc = _find_nvcc()
-        if nvcc is None:
-            if demanded == "1":
-                raise RuntimeError("IDSEL_CUDA=1, but there is no nvcc: not on PATH, nor in CUDA_HOME, nor as CUDACXX")
-            return False
-        say(f"building the CUDA engine with {nvcc}; IDSEL_CUDA=0 leaves it out, IDSEL_CUDA_ARCHS says for which GPUs")
         try:
+            nvcc = _find_nvcc()
+            say(f"building the CUDA engine with {nvcc}; IDSEL_CUDA_ARCHS says for which GPUs, IDSEL_CUDA=0 not to")
             self._cmake(target, cuda=True, nvcc=nvcc)
+        except NoNvcc as error:
+            if demanded == "1":
+                raise RuntimeError(f"IDSEL_CUDA=1, but {error}") from None
+            self._without("the CUDA engine", str(error))
         except (OSError, subprocess.CalledProcessError) as error:
             if demanded == "1":
-                raise RuntimeError(f"IDSEL_CUDA=1, but the CUDA engine does not build: {error}") from error
-            say(f"going on without the CUDA engine: {error}; the output above says why. IDSEL_CUDA=1 makes it an error")
-            return False
-        return True
+                raise RuntimeError(f"IDSEL_CUDA=1, but the CUDA engine does not build: {_why(error)}") from None
+            self._without("the CUDA engine", f"{_why(error)}; IDSEL_CUDA=1 makes it an error that pip shows")
+        else:
+            return True
+        return False
 
     def _cmake(self, target: Path, cuda: bool, nvcc: str = "") -> None:
         import pybind11
 
-        # A folder of its own: what CMake remembers of a build that failed does not get in the way.
+        # A new folder of its own: CMake would remember a build that failed, or pip's environment of the last one, which
+        # is gone, and its ninja with it.
         build = Path(self.build_temp).resolve() / ("cuda" if cuda else "cpu")
+        shutil.rmtree(build, ignore_errors=True)
         configure = [
             "cmake",
             "-S",
@@ -93,38 +106,57 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
 
-    def _without(self, reason: str) -> None:
-        say(
-            f"installing without the C++ library, so without the cpu backend: {reason}\n"
-            "The torch backend works. IDSEL_CPU=1 turns this into an error."
-        )
+    def _without(self, what: str, reason: str) -> None:
+        say(f"going on without {what}: {reason}")
+        self.notes.parent.mkdir(parents=True, exist_ok=True)
+        with self.notes.open("a", encoding="utf-8") as notes:
+            notes.write(f"without {what}: {reason}\n")
 
     def get_outputs(self) -> list[str]:
-        """The module, if it was built."""
-        return [path for path in super().get_outputs() if os.path.exists(path)]
+        """The module and the notes, as far as they were written."""
+        outputs = super().get_outputs()
+        outputs += [str(Path(path).with_name(NOTES)) for path in outputs]
+        return [path for path in outputs if os.path.exists(path)]
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install has the module beside the sources."""
+        """An editable install has both beside the sources."""
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
-            if built.exists():
-                inplace, regular = self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext)
-                self.copy_file(regular, inplace)
+            inplace, _ = self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext)
+            for origin, copy in ((built, Path(inplace)), (built.with_name(NOTES), Path(inplace).with_name(NOTES))):
+                copy.unlink(missing_ok=True)  # that of an earlier build
+                if origin.exists():
+                    self.copy_file(str(origin), str(copy))
+
+
+class NoNvcc(Exception):
+    """There is none, or it is too old."""
 
 
 def say(text: str) -> None:
-    """To standard error, because pip hides the rest of a build that succeeds."""
+    """To whoever runs pip with --verbose, or gets an error."""
     print(f"\nidsel_kernels: {text}\n", file=sys.stderr)
 
 
-def _find_nvcc() -> str | None:
+def _why(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"`{' '.join(error.cmd[:3])} ...` failed"
+    return str(error)
+
+
+def _find_nvcc() -> str:
     """As CMake looks for it: CUDACXX, CUDA_HOME, PATH, the usual place."""
     named = os.environ.get("CUDACXX")
-    if named:
-        return shutil.which(named)
     folders = [Path(home) / "bin" for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
     search = [*folders, *os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/local/cuda/bin"]
-    return shutil.which("nvcc", path=os.pathsep.join(map(str, search)))
+    nvcc = shutil.which(named) if named else shutil.which("nvcc", path=os.pathsep.join(map(str, search)))
+    if nvcc is None:
+        raise NoNvcc("there is no nvcc: not on PATH, nor in CUDA_HOME, nor as CUDACXX")
+    words = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.\d+", words)
+    if release and int(release[1]) < OLDEST_CUDA:
+        raise NoNvcc(f"{nvcc} is too old: it is of CUDA {release[0].split()[1]}, and {OLDEST_CUDA} or later is needed")
+    return nvcc
 
 
 setup(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["ABI", "failure", "library", "rule_ids"]
+__all__ = ["ABI", "build_notes", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
 ABI = 2
@@ -19,10 +20,8 @@ def _load() -> ModuleType | str:
         core = importlib.import_module("._core", __package__)
     except ImportError as error:
         if getattr(error, "name", None) == f"{__package__}._core" or "_core" in str(error).split("(")[0]:
-            return (
-                "the compiled library is not built (it needs a C++ compiler when idsel_kernels is installed; "
-                "IDSEL_CPU=1 pip install . says why it fails)"
-            )
+            notes = build_notes() or "it needs a C++ compiler when idsel_kernels is installed"
+            return f"the compiled library is not built ({notes})"
         return f"the compiled library does not load: {error}"
     if core.ABI != ABI:
         return f"the compiled library has ABI {core.ABI}, this package needs {ABI}: reinstall idsel_kernels"
@@ -39,6 +38,12 @@ def library() -> ModuleType:
     if isinstance(loaded, str):
         raise ImportError(loaded)
     return loaded
+
+
+def build_notes() -> str | None:
+    """What the installation left out, and why; None where it left out nothing."""
+    notes = Path(__file__).with_name("_core.txt")  # setup.py writes it
+    return "; ".join(notes.read_text(encoding="utf-8").splitlines()) if notes.exists() else None
 
 
 def failure() -> str | None:

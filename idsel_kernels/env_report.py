@@ -118,7 +118,12 @@ def _probe(fact: Callable[[], Any]) -> Any:
 
 def _package_facts() -> dict[str, Any]:
     package = importlib.import_module("idsel_kernels")
-    return {"version": package.__version__, "location": str(Path(str(package.__file__)).parent)}
+    notes = importlib.import_module("idsel_kernels._native").build_notes()
+    return {
+        "version": package.__version__,
+        "location": str(Path(str(package.__file__)).parent),
+        "build": notes or "complete",
+    }
 
 
 def _installed_version(name: str) -> str | None:

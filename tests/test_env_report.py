@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import idsel_kernels
-from idsel_kernels import dispatch, env_report
+from idsel_kernels import _native, dispatch, env_report
 
 ROOT = Path(idsel_kernels.__file__).parents[1]
 
@@ -38,11 +38,23 @@ def broken_torch(tmp_path: Path) -> Path:
 
 def test_collect_states_the_facts_of_this_machine():
     report = json.loads(json.dumps(env_report.collect()))
-    assert report["idsel_kernels"] == {"version": idsel_kernels.__version__, "location": str(ROOT / "idsel_kernels")}
+    assert report["idsel_kernels"] == {
+        "version": idsel_kernels.__version__,
+        "location": str(ROOT / "idsel_kernels"),
+        "build": _native.build_notes() or "complete",
+    }
     assert report["torch"]["version"] == torch.__version__
     assert report["packages"]["torch"] == torch.__version__
     assert report["cpu"]["count"] == os.cpu_count()
     assert report["backends"] == dispatch.backend_status()
+
+
+def test_what_the_installation_left_out_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    assert env_report.collect()["idsel_kernels"]["build"] == "complete"
+    (tmp_path / "_core.txt").write_text("without the CUDA engine: a reason\nwithout the C++ library: another\n")
+    reasons = "without the CUDA engine: a reason; without the C++ library: another"
+    assert env_report.collect()["idsel_kernels"]["build"] == reasons
 
 
 def test_format_report_shows_every_backend_with_its_reason(monkeypatch):
