@@ -110,7 +110,8 @@ class CudaEngine:
         """Why the library cannot run on a device."""
         library = self._library()
         if failure := library.cuda_failure(-1):
-            return str(failure)
+            notes = _native.build_notes()
+            return f"{failure} ({notes})" if notes else str(failure)
         if not torch.cuda.is_available():
             return "torch finds no CUDA device"
         failure = library.cuda_failure(index)
