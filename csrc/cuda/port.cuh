@@ -48,6 +48,20 @@ IDSEL_DEVICE int32_t arrive(int32_t* counter) {
 
 IDSEL_DEVICE void reset(int32_t* counter) { atomicExch(counter, 0); }
 
+// A word that blocks watch while others change it. Reading it and adding one order nothing by themselves.
+IDSEL_DEVICE uint64_t peek(const uint64_t* word) { return *reinterpret_cast<const volatile unsigned long long*>(word); }
+IDSEL_DEVICE uint64_t add_one(uint64_t* word) { return atomicAdd(reinterpret_cast<unsigned long long*>(word), 1ull); }
+// What follows sees what was written before the word was set to what this thread has read there.
+IDSEL_DEVICE void acquire() { __threadfence(); }
+IDSEL_DEVICE void publish(uint64_t* word, uint64_t value) {
+    __threadfence();
+    atomicExch(reinterpret_cast<unsigned long long*>(word), static_cast<unsigned long long>(value));
+}
+// Between two looks at a word.
+IDSEL_DEVICE void rest() { __nanosleep(100); }
+
+IDSEL_DEVICE void raise(uint32_t* to, uint32_t value) { atomicMax(to, value); }
+
 IDSEL_DEVICE uint64_t warp_max(uint64_t value) {
     const uint32_t high = static_cast<uint32_t>(value >> 32);
     const uint32_t top = __reduce_max_sync(0xffffffffu, high);

@@ -32,8 +32,24 @@ inline int64_t blocks() { return emulator::blocks(); }
 inline unsigned char* shared_memory() { return emulator::shared_memory(); }
 inline void barrier(int line = __builtin_LINE()) { emulator::barrier(line); }
 
-inline int32_t arrive(int32_t* counter) { return (*counter)++; }
+// Other blocks may get in before anything is added or published.
+inline int32_t arrive(int32_t* counter) {
+    emulator::yield();
+    return (*counter)++;
+}
 inline void reset(int32_t* counter) { *counter = 0; }
+inline uint64_t peek(const uint64_t* word) { return *word; }
+inline uint64_t add_one(uint64_t* word) {
+    emulator::yield();
+    return (*word)++;
+}
+inline void acquire() {}
+inline void publish(uint64_t* word, uint64_t value) {
+    emulator::yield();
+    *word = value;
+}
+inline void rest() { emulator::rest(); }
+inline void raise(uint32_t* to, uint32_t value) { *to = value > *to ? value : *to; }
 
 inline float bits_float(uint32_t bits) {
     float value;
