@@ -2,6 +2,7 @@
 #include "idsel/select.h"
 
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <initializer_list>
@@ -156,7 +157,9 @@ idsel_status select_cuda(const idsel_args& args) {
         return fail(IDSEL_INVALID, "workspace must have %lld bytes, got %lld", static_cast<long long>(bytes),
                     static_cast<long long>(args.workspace_bytes));
     }
-    if (args.counters == nullptr) return fail(IDSEL_INVALID, "counters must not be NULL");
+    if (args.counters == nullptr || reinterpret_cast<std::uintptr_t>(args.counters) % 8 != 0) {
+        return fail(IDSEL_INVALID, "counters must not be NULL, and aligned to 8 bytes");
+    }
     return cuda::select(args);
 }
 

@@ -22,11 +22,10 @@ IDSEL_DEVICE void open_sample(const KernelArgs& args, int32_t local, CrewState* 
 // A phase of the loop is for all blocks of the sample; the loop goes on in the last of them to arrive.
 struct InPhases {
     Crew& crew;
-    Phase done;
     unsigned char* shared;
 
     IDSEL_DEVICE Progress progress(const Loop& loop) const {
-        if (done == Phase::kFirst) return {Phase::kFirst, 0, 0, 0.0f, 0.0f};
+        if (crew.item().phase == Phase::kFirst) return {Phase::kFirst, 0, 0, 0.0f, 0.0f};
         return loop.desk().progress;
     }
 
@@ -59,9 +58,9 @@ struct InPhases {
 
 // An item of the first phase where parts of D are items of their own.
 template <class T>
-IDSEL_DEVICE void do_part(const Loop& loop, const Item& item, unsigned char* shared) {
+IDSEL_DEVICE void do_part(const Loop& loop, const Crew& crew, unsigned char* shared) {
     const Sample& sample = loop.sample;
-    const int64_t tile = item.index / sample.splits, part = item.index % sample.splits;
+    const int64_t tile = crew.item().index / sample.splits, part = crew.item().index % sample.splits;
     const Place place = tile_place(sample, tile, false);
     float sums[kPerThread] = {};
     multiply_rows<T>(loop.args, sample, rows_of<T>(loop.args, sample, place.row),
@@ -70,25 +69,29 @@ IDSEL_DEVICE void do_part(const Loop& loop, const Item& item, unsigned char* sha
     store_tile<T>(loop.args, sample, place, sums);
 }
 
+// Tiles of a phase: on and above the diagonal, or one to 64 tokens.
+IDSEL_DEVICE bool in_triangle(const Sample& sample, Phase phase) { return sample.whole || phase == Phase::kNearest; }
+IDSEL_DEVICE int64_t tiles_of(const Sample& sample, Phase phase) {
+    return in_triangle(sample, phase) ? sample.tiles : ceil_div(sample.n, kTile);
+}
+
 // An item that is tiles over all of D: every so-many-th, which is one unless there are more than items can be counted.
 template <class T, Family family>
-IDSEL_DEVICE void do_tiles(const Loop& loop, const Item& item, unsigned char* shared) {
+IDSEL_DEVICE void do_tiles(const Loop& loop, const Crew& crew, unsigned char* shared) {
     const Sample& sample = loop.sample;
-    const bool in_panel = item.phase == Phase::kPanel, nearest = item.phase == Phase::kNearest;
-    const int64_t tiles = sample.whole || nearest ? sample.tiles : ceil_div(sample.n, kTile);
-    for (int64_t tile = item.index; tile < tiles; tile += item.count) {
-        const Place place = tile_place(sample, tile, !sample.whole && !nearest);
-        if (in_panel) {
+    for (int64_t tile = crew.item().index; tile < tiles_of(sample, crew.item().phase); tile += crew.item().count) {
+        const Place place = tile_place(sample, tile, !in_triangle(sample, crew.item().phase));
+        const bool same = crew.item().phase != Phase::kPanel && place.row == place.column;
+        if (crew.item().phase == Phase::kPanel) {
             list_panel(loop.desk(), loop.control->rows);
         } else {
             list_tile(sample, place.row, loop.control->rows);
         }
-        float sums[kPerThread] = {};
-        multiply_listed<T>(loop.args, sample, loop.control, place.column, !in_panel && place.row == place.column,
-                           shared, sums);
-        if (in_panel) {
+        float sums[kPerThread];
+        multiply_listed<T>(loop.args, sample, loop.control, place.column, same, shared, sums);
+        if (crew.item().phase == Phase::kPanel) {
             store_panel<T>(loop.args, sample, loop.control->rows, place.column, sums);
-        } else if (family == Family::kToken && nearest) {
+        } else if (family == Family::kToken && crew.item().phase == Phase::kNearest) {
             find_nearest_in_tile<T>(loop, place, sums, reinterpret_cast<float*>(shared));
         } else {
             store_tile<T>(loop.args, sample, place, sums);
@@ -97,22 +100,22 @@ IDSEL_DEVICE void do_tiles(const Loop& loop, const Item& item, unsigned char* sh
     }
 }
 
-IDSEL_DEVICE void do_gains(const Loop& loop, const Item& item) {
-    const auto begin = static_cast<int>(item.index * kGainTokens);
+IDSEL_DEVICE void do_gains(const Loop& loop, const Crew& crew) {
+    const auto begin = static_cast<int>(crew.item().index * kGainTokens);
     const auto end = static_cast<int>(smaller(loop.n(), begin + kGainTokens));
     find_gains(loop, *reinterpret_cast<const Coverage*>(loop.args.rule), begin, end);
 }
 
 template <class T, Family family>
-IDSEL_DEVICE void do_item(const Loop& loop, const Item& item, unsigned char* shared) {
+IDSEL_DEVICE void do_item(const Loop& loop, const Crew& crew, unsigned char* shared) {
     if constexpr (family == Family::kCoverage) {
-        if (item.phase == Phase::kGains) {
-            do_gains(loop, item);
+        if (crew.item().phase == Phase::kGains) {
+            do_gains(loop, crew);
         } else if (loop.sample.tiles > 0) {
-            do_part<T>(loop, item, shared);
+            do_part<T>(loop, crew, shared);
         }
     } else {
-        do_tiles<T, family>(loop, item, shared);
+        do_tiles<T, family>(loop, crew, shared);
     }
 }
 
@@ -122,16 +125,15 @@ IDSEL_DEVICE void do_item(const Loop& loop, const Item& item, unsigned char* sha
 // each phase. Shared memory: as select_kernel. Synchronises once per piece of D, three times per item, once per pick.
 // Reads, per panel: features once, and kTile rows of them for each column tile. Flops: 2 * kTile * N * D each.
 template <class T, Family family>
-IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads, 2) crew_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
+IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) crew_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();
     auto* state = reinterpret_cast<CrewState*>(shared + kTileBytes);
     if (port::thread() == 0) open_sample(args, static_cast<int32_t>(port::block() / args.crew), state);
     Loop loop{args, state->sample, state->tokens, &state->control, 0};
     Crew crew(args, state);
-    Item item;
-    while (crew.take(&item)) {  // it also waits for what thread 0 has opened
-        do_item<T, family>(loop, item, shared);
-        if (crew.arrive(item)) run_rule<family>(loop, InPhases{crew, item.phase, shared}, AllRules{});
+    while (crew.take()) {  // it also waits for what thread 0 has opened
+        do_item<T, family>(loop, crew, shared);
+        if (crew.arrive()) run_rule<family>(loop, InPhases{crew, shared}, AllRules{});
     }
     crew.leave();
 }

@@ -138,6 +138,7 @@ struct KernelArgs {
     uint8_t* status;  // (rows,), likewise
     float* history;   // (rows, history_depth)
     float* partial;   // (samples, partial_tiles, kTileNumbers) sums of the parts of D
+    float* scratch;   // (kCrewBlocks, kTileNumbers) the same of a block's tile, where parts are no items of their own
     Desk* desks;      // (samples,), where samples are worked on in phases
     int64_t rows;
     int64_t gram_width;

@@ -108,6 +108,7 @@ struct Plan {
     int64_t gram_width;
     int64_t history_depth;
     int64_t partial_tiles;  // per sample
+    bool adds_parts;        // of D within an item
     int64_t items;          // per sample; at most, for a ragged batch
     int64_t most_items;     // per phase of a sample
     int64_t samples;        // per launch
@@ -127,6 +128,7 @@ Plan::Plan(const idsel_args& args)
     // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
     if (!fits && ragged) gram_width = larger(kTile, budget / tokens);
     history_depth = rule.family == Family::kHistory ? smaller(args.k_max, tokens) : 0;
+    adds_parts = !fits && (ragged ? splits_of(1, args.dim) : splits) > 1;
     if (!fits) {
         partial_tiles = 0;
         items = 0;
@@ -159,6 +161,7 @@ void Plan::carve(Carver& carver, KernelArgs& to) const {
     to.status = carver.take<uint8_t>(outside ? rows : 0);
     to.history = carver.take<float>(rows * history_depth);
     to.partial = carver.take<float>(samples * partial_tiles * kTileNumbers);
+    to.scratch = carver.take<float>(adds_parts ? kCrewBlocks * kTileNumbers : 0);
     to.desks = carver.take<Desk>(in_phases ? samples : 0);
 }
 
@@ -200,6 +203,7 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
 
 static_assert(kMaxSamples * kCountersPerSample * 4 == IDSEL_COUNTERS_BYTES);
 static_assert(sizeof(KernelArgs) <= 4096);
+static_assert(kMaxSamples <= kCrewBlocks);  // so no launch has more blocks than kCrewBlocks that work in phases
 
 idsel_status check_limits(const idsel_args& args, const Plan& plan) {
     const auto tokens = static_cast<long long>(args.tokens);

@@ -30,8 +30,10 @@ IDSEL_DEVICE int panel_row(const Desk& desk, int token) {
 IDSEL_DEVICE void choose_panel(const Loop& loop, int pick, uint64_t* keys) {
     Desk& desk = loop.desk();
     uint64_t below = ~uint64_t{0};
+    IDSEL_UNROLL_BY(1)
     for (int offer = 0; offer < kOffers; ++offer) {
         uint64_t best = 0;
+        IDSEL_UNROLL_BY(1)
         for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
             const uint64_t rank = rank_of(loop, j);
             if (rank < below && rank > best) best = rank;
@@ -41,6 +43,7 @@ IDSEL_DEVICE void choose_panel(const Loop& loop, int pick, uint64_t* keys) {
     port::barrier();  // all offers are there, and nobody looks for a row in the panel before
     if (port::thread() < kTile) desk.panel[port::thread()] = port::thread() == 0 ? pick : -1;
     port::barrier();
+    IDSEL_UNROLL_BY(1)
     for (int offer = 0; offer < kOffers; ++offer) {
         const uint64_t mine = keys[offer * kBlockThreads + port::thread()];
         int higher = 0;
@@ -59,20 +62,26 @@ IDSEL_DEVICE void list_panel(const Desk& desk, int32_t* list) {
     if (port::thread() < kTile) list[port::thread()] = desk.panel[port::thread()];
 }
 
-// The products of the rows listed in Control with a tile of columns, over all of D. The parts of D are added up as
-// add_parts does it.
+// The products of the rows listed in Control with a tile of columns, over all of D. Parts of D are added up in their
+// order, as add_parts does it: in the workspace, because registers are scarce here and parts are rare.
 template <class T>
 IDSEL_DEVICE void multiply_listed(const KernelArgs& args, const Sample& sample, Control* control, int column, bool same,
-                                  unsigned char* shared, float (&total)[kPerThread]) {
+                                  unsigned char* shared, float (&sums)[kPerThread]) {
     const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, control->rows,
                              args.wide_rows != 0};
     const Rows<T> columns = rows_of<T>(args, sample, column);
-    for (int64_t part = 0; part < sample.splits; ++part) {
+    for (int part = 0; part < sample.splits; ++part) {
         port::barrier();  // the list is there; nobody uses the operands of an earlier part
-        float sums[kPerThread] = {};
-        multiply_rows<T>(args, sample, rows, columns, same, part, shared, sums);
         IDSEL_UNROLL
-        for (int at = 0; at < kPerThread; ++at) total[at] += sums[at];
+        for (int at = 0; at < kPerThread; ++at) sums[at] = 0.0f;
+        multiply_rows<T>(args, sample, rows, columns, same, part, shared, sums);
+        if (sample.splits == 1) return;
+        float* total = args.scratch + port::block() * kTileNumbers + port::thread();
+        IDSEL_UNROLL
+        for (int at = 0; at < kPerThread; ++at) {
+            sums[at] = (part == 0 ? 0.0f : total[at * kBlockThreads]) + sums[at];
+            total[at * kBlockThreads] = sums[at];
+        }
     }
 }
 
@@ -96,6 +105,7 @@ IDSEL_DEVICE void raise_nearest(const Loop& loop, Place place, const float* tile
     const int mine = (by_column ? place.column : place.row) * kTile + line;
     if (mine >= loop.n() || (diagonal && by_column)) return;
     float nearest = -INFINITY;
+    IDSEL_UNROLL_BY(1)
     for (int at = half; at < half + kTile / 2; ++at) {
         const int other = (by_column ? place.row : place.column) * kTile + at;
         if (other >= loop.n() || other == mine || !loop.competes(other)) continue;

@@ -46,20 +46,20 @@ class Crew {
     IDSEL_DEVICE Crew(const KernelArgs& args, CrewState* state) : args_(args), state_(state) {}
 
     // Waits for an item of any phase; false at the end. The block then sees what all items of earlier phases wrote.
-    IDSEL_DEVICE bool take(Item* item) {
+    IDSEL_DEVICE bool take() {
         if (port::thread() == 0) {
             state_->taken = take_alone();
             port::acquire();
         }
         port::barrier();
-        *item = item_of(state_->taken);
-        return item->phase != Phase::kEnd;
+        return item().phase != Phase::kEnd;
     }
 
+    // What it has taken. Read where it is used, rather than kept in registers.
+    IDSEL_DEVICE Item item() const { return item_of(state_->taken); }
+
     // True in the block that is the last to arrive with an item of the phase, which sees what all of them wrote.
-    IDSEL_DEVICE bool arrive(const Item& item) {
-        return arrive_last(counter(kCounterArrivals), item.count, &state_->control.flag);
-    }
+    IDSEL_DEVICE bool arrive() { return arrive_last(counter(kCounterArrivals), item().count, &state_->control.flag); }
 
     // By the block that goes on alone, when all its threads have written what the phase needs.
     IDSEL_DEVICE void publish(Phase phase, int64_t items) {

@@ -54,7 +54,7 @@ IDSEL_DEVICE void run_rule(Loop& loop, const Hands& hands, RuleList<R...>) {
 // Reads, per sample: features side + 1 times each (side = N / 64), then k rows of the Gram, N numbers each (Coverage:
 // k times all N * N). Flops: N * N * D, then O(k * N) (DPP: O(k * k * N), Coverage: O(k * N * N)).
 template <class T, Family family>
-IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads, 2) select_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
+IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) select_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();
     auto* control = reinterpret_cast<Control*>(shared + kTileBytes);
     Work work;

@@ -11,7 +11,7 @@
 #define IDSEL_GLOBAL
 #define IDSEL_DEVICE inline
 #define IDSEL_GRID_CONSTANT
-#define IDSEL_LAUNCH_BOUNDS(threads, blocks)
+#define IDSEL_LAUNCH_BOUNDS(threads)
 #define IDSEL_UNROLL
 #define IDSEL_UNROLL_BY(times)
 
@@ -77,6 +77,14 @@ inline int32_t shuffle_up(int32_t value, int lanes, int line = __builtin_LINE())
     const auto* all = static_cast<const int32_t*>(emulator::exchange(&value, sizeof value, line));
     const int lane = emulator::thread() % emulator::kLanes;
     return lane >= lanes ? all[lane - lanes] : value;
+}
+
+// Of any 32 bits, from a lane and from the lane that many away; only tests use them.
+inline uint32_t shuffle(uint32_t value, int lane, int line = __builtin_LINE()) {
+    return static_cast<const uint32_t*>(emulator::exchange(&value, sizeof value, line))[lane];
+}
+inline uint32_t shuffle_xor(uint32_t value, int lanes, int line = __builtin_LINE()) {
+    return shuffle(value, emulator::thread() % emulator::kLanes ^ lanes, line);
 }
 
 inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from); }
