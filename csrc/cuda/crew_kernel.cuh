@@ -122,7 +122,7 @@ IDSEL_DEVICE void do_item(const Loop& loop, const Crew& crew, unsigned char* sha
 // Every sample has `crew` blocks, which take items of its phases: tiles of the Gram or of a panel, gains of some
 // tokens. What an item is depends on N and D only, and what it writes on nothing but the item, so neither the size of a
 // crew nor who does what changes a bit. Tokens are in the workspace, because the loop goes on in another block after
-// each phase. Shared memory: as select_kernel. Synchronises once per piece of D, three times per item, once per pick.
+// each phase. Shared memory: kTileBytes + sizeof(CrewState), 4 * 64 * 144 + 552 bytes. Synchronises once per piece of D, three times per item, once per pick.
 // Reads, per panel: features once, and kTile rows of them for each column tile. Flops: 2 * kTile * N * D each.
 template <class T, Family family>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) crew_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {

@@ -49,7 +49,7 @@ IDSEL_DEVICE void run_rule(Loop& loop, const Hands& hands, RuleList<R...>) {
 // A block owns one item of work at a time: a tile (64, 64) of one sample's Gram, or a part of D of it. Of a dense batch
 // there are as many blocks as items; blocks of a ragged one take every so-many-th, because only the device knows how
 // many there are. The block that completes a sample's Gram runs the greedy loop of that sample; nobody waits for it.
-// Shared memory: kTileBytes + sizeof(Control), 4 * 64 * 144 + 184 bytes: two buffers of two operands, later the tokens.
+// Shared memory: kTileBytes + sizeof(Control), 4 * 64 * 144 + 432 bytes: two buffers of two operands, later the tokens.
 // Synchronises once per piece of D, twice per arrival, once per pick (three times in Coverage).
 // Reads, per sample: features side + 1 times each (side = N / 64), then k rows of the Gram, N numbers each (Coverage:
 // k times all N * N). Flops: N * N * D, then O(k * N) (DPP: O(k * k * N), Coverage: O(k * N * N)).
