@@ -30,7 +30,9 @@ class _WithoutDevice(cuda.CudaEngine):
 
     device_type = "cpu"
     library = SimpleNamespace(
-        select_cuda=lambda *arguments: None, cuda_workspace_bytes=lambda *arguments: 2**21, CUDA_COUNTERS_BYTES=1
+        select_cuda=lambda *arguments: None,
+        cuda_plan=lambda *arguments: {"workspace_bytes": 2**21},
+        CUDA_COUNTERS_BYTES=1,
     )
     rule_ids = frozenset([idsel.IDSelection.rule_id])
 

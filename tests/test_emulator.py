@@ -14,13 +14,13 @@ from pathlib import Path
 import emulated
 import pytest
 import torch
-from cases import EXACT_RULES, INPUT_CASES, RULE_CASES
+from cases import EXACT_RULES, INPUT_CASES, RULE_CASES, Call
 from golden import GoldenRun, assert_agrees
 from tolerances import GOLDEN_REGRET, REGRET
 
 import idsel_kernels as idsel
 from idsel_kernels import dispatch
-from idsel_kernels.testing import check_selection, clustered, exact
+from idsel_kernels.testing import check_selection, clustered, exact, ragged
 
 ROOT = Path(__file__).parents[1]
 MISSING = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool) is None]
@@ -97,6 +97,101 @@ def test_block_order_and_batch_change_no_bit(rule: str, monkeypatch: pytest.Monk
     assert torch.equal(runs[0].indices[1], alone.indices[0]) and torch.equal(runs[0].scores[1], alone.scores[0])
 
 
+# --- Several blocks for a sample -------------------------------------------------------------------------------------
+
+# Blocks under way at a time, and the order in which they come. With one at a time none may wait for another.
+ORDERS = ((1, 0), (3, 1), (3, 2))
+ROW_RULES = [name for name, rule in RULE_CASES.items() if not isinstance(rule, (idsel.Coverage, idsel.TopK))]
+
+
+def _hurting() -> Call:
+    """Masked and unusable tokens, zero rows, odd sizes, strides."""
+    features, importance, _ = clustered(2, 139, 46, seed=8)
+    features, importance = features[..., 1::2], importance.clone()
+    features[0, 3, 2], features[1, 100] = float("nan"), 0.0
+    importance[0, 130], importance[1, 9], importance[1, 70] = float("nan"), float("-inf"), float("inf")
+    mask = torch.rand((2, 139), generator=torch.Generator().manual_seed(9)) < 0.8
+    return Call({"features": features, "importance": importance, "mask": mask}, [139, 70])
+
+
+PANEL_CASES = {name: INPUT_CASES[name] for name in ("N65-D127-k13", "N257-D40-k40", "fp16", "ties")} | {
+    "split": Call(clustered(2, 70, 600, dtype=torch.bfloat16).inputs(), 20),
+    "hurting": _hurting(),
+    "ragged": Call(ragged((70, 0, 5, 130)).inputs(), [30, 3, 5, 20]),
+}
+
+
+def _select(call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch, blocks: int, seed: int) -> idsel.Selection:
+    monkeypatch.setenv("IDSEL_EMULATOR_BLOCKS", str(blocks))
+    monkeypatch.setenv("IDSEL_EMULATOR_SEED", str(seed))
+    return idsel.select(**call.inputs(), k=call.k, rule=rule, backend=emulated.NAME)
+
+
+def _assert_same_bits(a: idsel.Selection, b: idsel.Selection) -> None:
+    assert torch.equal(a.indices, b.indices) and torch.equal(a.scores, b.scores)
+
+
+def _engine() -> emulated.EmulatedEngine:
+    engine = dispatch._load(emulated.NAME)
+    assert isinstance(engine, emulated.EmulatedEngine)
+    return engine
+
+
+@pytest.mark.parametrize("case", PANEL_CASES)
+@pytest.mark.parametrize("rule", ROW_RULES)
+def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = PANEL_CASES[case]
+    whole = _select(call, RULE_CASES[rule], monkeypatch, 3, 0)
+    check_selection(whole, **call.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
+    # Of the ragged batch, the sample of 70 tokens has room for its Gram now and then.
+    for (blocks, seed), row in zip(ORDERS, (1, 100, 1), strict=True):
+        monkeypatch.setattr(_engine(), "gram_budget_bytes", 4 * row * 205)
+        _assert_same_bits(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
+
+
+@pytest.mark.parametrize("rule", ["coverage", "coverage-add"])
+def test_gains_by_several_blocks_have_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(2, 150, 600, dtype=torch.bfloat16)  # D is split
+    alone = _select(Call(case.inputs(), 8), RULE_CASES[rule], monkeypatch, 3, 0)
+    together = {name: tensor.flatten(0, 1) for name, tensor in case.inputs().items()}
+    together["cu_seqlens"] = torch.tensor([0, 150, 300], dtype=torch.int32)
+    for blocks, seed in ORDERS:  # of 300 tokens each might have
+        _assert_same_bits(alone, _select(Call(together, 8), RULE_CASES[rule], monkeypatch, blocks, seed))
+
+
+def test_a_crew_of_any_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(130, 66, 4)  # one block for each sample of the batch, several for one alone
+    monkeypatch.setattr(_engine(), "gram_budget_bytes", 1)
+    batch = _select(Call(case.inputs(), 6), idsel.DPP(), monkeypatch, 3, 0)
+    alone = Call({name: tensor[129:] for name, tensor in case.inputs().items()}, 6)
+    sel = _select(alone, idsel.DPP(), monkeypatch, 3, 1)
+    assert torch.equal(batch.indices[129:], sel.indices) and torch.equal(batch.scores[129:], sel.scores)
+
+
+def test_blocks_that_wait_for_one_that_cannot_start_end_the_launch(tmp_path: Path) -> None:
+    """What the emulator reports where blocks under way wait for another: the tests above would show it."""
+    source = tmp_path / "waits.cpp"
+    source.write_text("""
+#include <cstdio>
+#include "emulator.h"
+int main() {
+    bool here[2] = {};
+    const char* failure = idsel::emulator::launch([&here] {
+        here[idsel::emulator::block()] = true;
+        while (!here[0] || !here[1]) idsel::emulator::rest();
+    }, 2, 32, 0);
+    std::puts(failure == nullptr ? "ended" : failure);
+}
+""")
+    folder = ROOT / "tests" / "emulator"
+    command = ["c++", "-std=c++17", f"-I{folder}", str(source), *map(str, sorted(folder.glob("[ef]*.cpp")))]
+    emulated.run(*command, "-o", str(tmp_path / "waits"))
+    for blocks, words in ((2, "ended"), (1, "every block under way waits for other blocks")):
+        environment = {**os.environ, "IDSEL_EMULATOR_BLOCKS": str(blocks)}
+        done = subprocess.run([tmp_path / "waits"], capture_output=True, text=True, check=True, env=environment)
+        assert words in done.stdout
+
+
 @pytest.mark.parametrize("tokens", [1755, 1756])  # of which the loop's state just fits shared memory, and just not
 def test_tokens_in_and_out_of_shared_memory(tokens: int) -> None:
     case = clustered(1, tokens, 8)
@@ -122,16 +217,31 @@ def test_offsets_that_nobody_checked_stay_inside_the_tensors() -> None:
         assert (indices < 10).all()
 
 
+def _explained(tokens: int, k: int, rule: idsel.Rule, **more: torch.Tensor) -> idsel.Explanation:
+    features = torch.zeros(tokens, 1, dtype=torch.bfloat16)
+    if not more:
+        features = features[None]
+    return idsel.explain(
+        features, k, rule=rule, importance=torch.ones(features.shape[:-1]), backend=emulated.NAME, **more
+    )
+
+
 def test_too_many_tokens_are_a_reason() -> None:
-    features = torch.zeros(1, 17_000, 1)
-    reasons = idsel.explain(features, 2, rule=idsel.MaxMin(), backend=emulated.NAME).reasons[emulated.NAME]
-    assert "exceed the 1024 MiB of workspace" in reasons[0]
-    assert "17000 tokens" in reasons[0]
+    reasons = _explained(17_000, 2, idsel.Coverage()).reasons[emulated.NAME]
+    assert "those of 17000 tokens exceed 1024 MiB" in reasons[0]
+
+
+def test_explain_tells_the_plan() -> None:
+    assert "one launch: norms" in _explained(17_000, 2, idsel.TopK()).algorithm
+    assert "one launch: the Gram by tensor cores" in _explained(64, 2, idsel.MMR()).algorithm
+    assert "one block per sample reads one row of it" in _explained(64, 2, idsel.MMR()).algorithm
+    assert "several blocks per sample read the whole Gram" in _explained(300, 2, idsel.Coverage()).algorithm
+    panels = _explained(17_000, 130, idsel.MMR()).algorithm
+    assert "panels of 64 rows of the Gram by tensor cores and several blocks" in panels
+    assert "(3 to 129, 0.00872 GFLOP to 0.283 GFLOP); 4.6 MiB of workspace" in panels
+    offsets = torch.tensor([0, 17_000], dtype=torch.int32)
     assert (
-        "one launch: norms"
-        in idsel.explain(
-            features, 2, rule=idsel.TopK(), importance=torch.ones(1, 17_000), backend=emulated.NAME
-        ).algorithm
+        "of the samples whose Gram is too large" in _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
     )
 
 
@@ -162,6 +272,7 @@ MUTATIONS = {
     "a removed barrier": ("argmax.cuh", {f"{_KEYS}\n    port::barrier();": _KEYS}),
     "a barrier for some threads only": ("ticket.cuh", {_ENDED: f"    if (port::thread() != 7) {_ENDED.lstrip()}"}),
     "a wrong ticket count": ("ticket.cuh", {"expected - 1": "expected - 2"}),
+    "a phase that ends too early": ("phases.cuh", {"item.count, &state_": "item.count - 1, &state_"}),
     "a dropped tie-break": (
         "argmax.cuh",
         {

@@ -103,27 +103,36 @@ void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strid
                  const Companion& mask, std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
                  std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
                  std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
-                 std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters,
-                 std::uintptr_t stream) {
+                 std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
+                 std::int64_t gram_budget) {
     idsel_args args = common_args(IDSEL_CUDA, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
                                   shape, k, k_max, rule, params, sort);
     args.workspace = pointer<void>(workspace);
     args.workspace_bytes = workspace_bytes;
     args.counters = pointer<void>(counters);
     args.stream = pointer<void>(stream);
+    args.gram_budget = gram_budget;
     call(args);
 }
 
-// The bytes, or why such a call cannot run.
-py::object cuda_workspace_bytes(const std::vector<std::int64_t>& shape, std::int64_t k_max, std::int32_t rule,
-                                const std::vector<double>& params, bool ragged) {
+// How such a call would be done, or why it cannot run.
+py::object cuda_plan(const std::vector<std::int64_t>& shape, std::int64_t k_max, std::int32_t rule,
+                     const std::vector<double>& params, bool ragged, std::int64_t gram_budget) {
     const std::vector<std::int64_t> strides = {0, 0, 1}, k;
     const std::int32_t offsets = 0;  // only its presence counts
     idsel_args args =
         common_args(IDSEL_CUDA, 0, strides, {}, {}, 0, 0, 0, IDSEL_FLOAT32, shape, k, k_max, rule, params, false);
     args.cu_seqlens = ragged ? &offsets : nullptr;
-    const std::int64_t bytes = idsel_workspace_bytes(&args);
-    return bytes < 0 ? py::object(py::str(idsel_last_error())) : py::object(py::int_(bytes));
+    args.gram_budget = gram_budget;
+    idsel_plan plan;
+    if (idsel_cuda_plan(&args, &plan) != IDSEL_OK) return py::str(idsel_last_error());
+    static const char* const kAlgorithms[] = {"norms", "gram", "panels"};
+    using namespace pybind11::literals;
+    return py::dict("algorithm"_a = kAlgorithms[plan.algorithm], "in_phases"_a = plan.in_phases != 0,
+                    "panel_rows"_a = plan.panel_rows, "launches"_a = plan.launches,
+                    "workspace_bytes"_a = plan.workspace_bytes,
+                    "panels"_a = py::make_tuple(plan.least_panels, plan.most_panels),
+                    "flops"_a = py::make_tuple(plan.least_flops, plan.most_flops));
 }
 
 // Why a CUDA device cannot be used; None where it can.
@@ -149,8 +158,9 @@ PYBIND11_MODULE(_core, m) {
     // By position: matching two dozen names would take microseconds of every call.
     m.def("select_cpu", &select_cpu);
     m.def("select_cuda", &select_cuda);
-    m.def("cuda_workspace_bytes", &cuda_workspace_bytes, py::arg("shape"), py::arg("k_max"), py::arg("rule"),
-          py::arg("params"), py::arg("ragged"), "The bytes, or a string that says why there is no such call.");
+    m.def("cuda_plan", &cuda_plan, py::arg("shape"), py::arg("k_max"), py::arg("rule"), py::arg("params"),
+          py::arg("ragged"), py::arg("gram_budget") = 0,
+          "How a call would be done, as a dict; or a string that says why there is no such call.");
     m.def("cuda_failure", &cuda_failure, py::arg("device"), "Why a device cannot be used; None where it can.");
     m.attr("CUDA_COUNTERS_BYTES") = IDSEL_COUNTERS_BYTES;
     m.def("rules", &rules, "The rule table: (id, name, parameter names, state) of each.");

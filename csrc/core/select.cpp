@@ -2,6 +2,7 @@
 #include "idsel/select.h"
 
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <initializer_list>
@@ -148,14 +149,17 @@ idsel_status check_cuda(const idsel_args& args) {
 
 idsel_status select_cuda(const idsel_args& args) {
     if (const idsel_status status = check_cuda(args)) return status;
-    const int64_t bytes = cuda::workspace_bytes(args);
-    if (bytes < 0) return IDSEL_UNSUPPORTED;
+    idsel_plan plan;
+    if (const idsel_status status = cuda::plan(args, &plan)) return status;
+    const int64_t bytes = plan.workspace_bytes;
     if (args.batch == 0 || args.k_max == 0) return IDSEL_OK;
     if (args.workspace_bytes < bytes || (bytes > 0 && args.workspace == nullptr)) {
         return fail(IDSEL_INVALID, "workspace must have %lld bytes, got %lld", static_cast<long long>(bytes),
                     static_cast<long long>(args.workspace_bytes));
     }
-    if (args.counters == nullptr) return fail(IDSEL_INVALID, "counters must not be NULL");
+    if (args.counters == nullptr || reinterpret_cast<std::uintptr_t>(args.counters) % 8 != 0) {
+        return fail(IDSEL_INVALID, "counters must not be NULL, and aligned to 8 bytes");
+    }
     return cuda::select(args);
 }
 
@@ -186,7 +190,16 @@ int64_t idsel_workspace_bytes(const idsel_args* args) {
         return -1;
     }
     if (idsel::check_sizes(*args) != IDSEL_OK || idsel::check_rule(*args) != IDSEL_OK) return -1;
-    return args->device == IDSEL_CUDA ? idsel::cuda::workspace_bytes(*args) : 0;
+    if (args->device != IDSEL_CUDA) return 0;
+    idsel_plan plan;
+    return idsel::cuda::plan(*args, &plan) == IDSEL_OK ? plan.workspace_bytes : -1;
+}
+
+idsel_status idsel_cuda_plan(const idsel_args* args, idsel_plan* plan) {
+    if (args == nullptr || plan == nullptr) return fail(IDSEL_INVALID, "args and plan must not be NULL");
+    if (const idsel_status status = idsel::check_sizes(*args)) return status;
+    if (const idsel_status status = idsel::check_rule(*args)) return status;
+    return idsel::cuda::plan(*args, plan);
 }
 
 idsel_status idsel_cuda_status(int32_t device) { return idsel::cuda::status(device); }

@@ -11,10 +11,7 @@ idsel_status absent() { return fail(IDSEL_UNSUPPORTED, "the compiled library was
 
 idsel_status status(int32_t) { return absent(); }
 
-int64_t workspace_bytes(const idsel_args&) {
-    absent();
-    return -1;
-}
+idsel_status plan(const idsel_args&, idsel_plan*) { return absent(); }
 
 idsel_status select(const idsel_args&) { return absent(); }
 

@@ -15,6 +15,7 @@ struct Control {
     int32_t flag;
     int32_t found;         // the sample of a block's work
     int64_t items_before;  // and the work of the samples before it
+    int32_t rows[kTile];   // tokens of a tile's rows, where they are no neighbours
 };
 
 // How a token ranks: the higher tier first, then the higher value, then the lower index. The same order as an integer.

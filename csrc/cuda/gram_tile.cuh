@@ -16,7 +16,7 @@ struct Place {
     int row, column;
 };
 
-// 64 rows of features, a piece of D at a time, into shared memory; zeros where there is nothing.
+// The rows of features of a tile: neighbours, or those of a list (in shared memory).
 template <class T>
 struct Rows {
     const T* base;  // of the tile's first row
@@ -24,25 +24,41 @@ struct Rows {
     int count;  // of rows that exist
     bool wide;
 
-    IDSEL_DEVICE void load(int64_t begin, int64_t end, unsigned char* to) const {
-        constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-        constexpr int kVectors = kPieceBytes / 16;
-        for (int at = port::thread(); at < kTile * kVectors; at += kBlockThreads) {
-            const int row = at / kVectors, vector = at % kVectors;
-            const int64_t d = begin + vector * kVector;
-            const T* from = base + row * stride + d;
-            unsigned char* there = to + row * kPieceStride + vector * 16;
-            if (wide && row < count && d + kVector <= end) {
-                port::copy_async(there, from);
-                continue;
-            }
-            IDSEL_UNROLL
-            for (int i = 0; i < kVector; ++i) {
-                reinterpret_cast<T*>(there)[i] = row < count && d + i < end ? from[i] : T{};
-            }
+    IDSEL_DEVICE bool exists(int row) const { return row < count; }
+    IDSEL_DEVICE const T* row(int row) const { return base + row * stride; }
+};
+template <class T>
+struct ListedRows {
+    const T* base;  // of the sample's first token
+    int64_t stride;
+    const int32_t* list;  // -1: none
+    bool wide;
+
+    IDSEL_DEVICE bool exists(int row) const { return list[row] >= 0; }
+    IDSEL_DEVICE const T* row(int row) const { return base + larger(0, list[row]) * stride; }
+};
+
+// A piece of D of 64 rows, into shared memory; zeros where there is nothing.
+template <class T, class Source>
+IDSEL_DEVICE void load_rows(const Source& rows, int64_t begin, int64_t end, unsigned char* to) {
+    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+    constexpr int kVectors = kPieceBytes / 16;
+    for (int at = port::thread(); at < kTile * kVectors; at += kBlockThreads) {
+        const int row = at / kVectors, vector = at % kVectors;
+        const int64_t d = begin + vector * kVector;
+        const T* from = rows.row(row) + d;
+        const bool exists = rows.exists(row);
+        unsigned char* there = to + row * kPieceStride + vector * 16;
+        if (rows.wide && exists && d + kVector <= end) {
+            port::copy_async(there, from);
+            continue;
+        }
+        IDSEL_UNROLL
+        for (int i = 0; i < kVector; ++i) {
+            reinterpret_cast<T*>(there)[i] = exists && d + i < end ? from[i] : T{};
         }
     }
-};
+}
 
 // The arithmetic of a tile: `add` adds the products of a piece to the numbers that this thread holds, which lie at
 // `place`. A piece is summed by itself first, which keeps rounding errors from growing with D.
@@ -128,53 +144,61 @@ struct TileProduct<float> {
 };
 
 // Position of a tile: row by row through the upper triangle, or down the diagonal.
-IDSEL_DEVICE Place tile_place(const KernelArgs& args, const Sample& sample, int64_t tile) {
-    if (args.diagonal_only != 0) return {static_cast<int>(tile), static_cast<int>(tile)};
+IDSEL_DEVICE Place tile_place(const Sample& sample, int64_t tile, bool diagonal) {
+    if (diagonal) return {static_cast<int>(tile), static_cast<int>(tile)};
     const auto side = static_cast<int>(ceil_div(sample.n, kTile));
     int row = 0;
     for (int64_t length = side; tile >= length; --length, ++row) tile -= length;
     return {row, row + static_cast<int>(tile)};
 }
 
+// Its first token's features.
 template <class T>
-IDSEL_DEVICE Rows<T> rows_of(const KernelArgs& args, const Sample& sample, int tile) {
+IDSEL_DEVICE const T* features_of(const KernelArgs& args, const Sample& sample) {
     const int64_t batch = args.cu_seqlens == nullptr ? sample.index : 0;
-    const int64_t first = sample.first + static_cast<int64_t>(tile) * kTile;
     const T* features = static_cast<const T*>(args.features);
-    return {features + batch * args.features_batch_stride + first * args.features_token_stride,
-            args.features_token_stride, static_cast<int>(smaller(kTile, sample.n - static_cast<int64_t>(tile) * kTile)),
-            args.wide_rows != 0};
+    return features + batch * args.features_batch_stride + sample.first * args.features_token_stride;
 }
 
-// The tile over one part of D: two buffers, one being filled while the other is used.
 template <class T>
-IDSEL_DEVICE void multiply_tile(const KernelArgs& args, const Sample& sample, Place tile, int64_t part,
-                                unsigned char* shared, float (&sums)[kPerThread]) {
-    const Rows<T> rows = rows_of<T>(args, sample, tile.row), columns = rows_of<T>(args, sample, tile.column);
-    const bool diagonal = tile.row == tile.column;
+IDSEL_DEVICE Rows<T> rows_of(const KernelArgs& args, const Sample& sample, int tile) {
+    const int64_t first = static_cast<int64_t>(tile) * kTile;
+    return {features_of<T>(args, sample) + first * args.features_token_stride, args.features_token_stride,
+            static_cast<int>(smaller(kTile, sample.n - first)), args.wide_rows != 0};
+}
+
+// The products of two times 64 rows over one part of D: two buffers, one being filled while the other is used. `same`
+// where columns are the rows. Nobody may be using the buffers.
+template <class T, class Source>
+IDSEL_DEVICE void multiply_rows(const KernelArgs& args, const Sample& sample, const Source& rows,
+                                const Rows<T>& columns, bool same, int64_t part, unsigned char* shared,
+                                float (&sums)[kPerThread]) {
     const int64_t pieces = ceil_div(args.dim, kPieceLength<T>);
-    const int64_t begin = pieces * part / sample.splits, end = pieces * (part + 1) / sample.splits;
-    const auto load = [&](int64_t piece) {
+    const auto begin = static_cast<int>(pieces * part / sample.splits);
+    const auto end = static_cast<int>(pieces * (part + 1) / sample.splits);
+    const auto load = [&](int piece) {
         unsigned char* to = shared + piece % 2 * (2 * kOperandBytes);
-        rows.load(piece * kPieceLength<T>, args.dim, to);
-        if (!diagonal) columns.load(piece * kPieceLength<T>, args.dim, to + kOperandBytes);
+        const int64_t first = int64_t{piece} * kPieceLength<T>;
+        load_rows<T>(rows, first, args.dim, to);
+        if (!same) load_rows<T>(columns, first, args.dim, to + kOperandBytes);
     };
     load(begin);
     port::copies_commit();
-    for (int64_t piece = begin; piece < end; ++piece) {
+    for (int piece = begin; piece < end; ++piece) {
         port::copies_done<0>();
         port::barrier();  // everybody's part of this piece is there, and nobody uses the piece before it any more
         if (piece + 1 < end) load(piece + 1);
         port::copies_commit();
         const unsigned char* from = shared + piece % 2 * (2 * kOperandBytes);
-        TileProduct<T>::add(from, diagonal ? from : from + kOperandBytes, sums);
+        TileProduct<T>::add(from, same ? from : from + kOperandBytes, sums);
     }
 }
 
+// To the Gram where the sample has one, and to the squared norms.
 template <class T>
 IDSEL_DEVICE void store_tile(const KernelArgs& args, const Sample& sample, Place tile,
                              const float (&sums)[kPerThread]) {
-    float* gram = args.gram + sample.row * args.tokens;
+    float* gram = args.gram + sample.row * args.gram_width;
     IDSEL_UNROLL
     for (int at = 0; at < kPerThread; ++at) {
         const Place place = TileProduct<T>::place(at);
@@ -183,9 +207,9 @@ IDSEL_DEVICE void store_tile(const KernelArgs& args, const Sample& sample, Place
         // Of a tile on the diagonal, the half above it: both halves of the Gram have the same bits.
         if (i > j || j >= sample.n) continue;
         if (i == j) args.square[sample.row + i] = sums[at];
-        if (args.diagonal_only != 0) continue;
-        gram[i * args.tokens + j] = sums[at];
-        gram[j * args.tokens + i] = sums[at];
+        if (!sample.whole) continue;
+        gram[i * args.gram_width + j] = sums[at];
+        gram[j * args.gram_width + i] = sums[at];
     }
 }
 
@@ -197,8 +221,7 @@ IDSEL_DEVICE bool add_parts(const KernelArgs& args, const Sample& sample, int64_
     for (int at = 0; at < kPerThread; ++at) {
         partial[part * kTileNumbers + at * kBlockThreads + port::thread()] = sums[at];
     }
-    int32_t* counter = args.counters + sample.local * args.counters_per_sample + 1 + tile;
-    if (!arrive_last(counter, sample.splits, &control->flag)) return false;
+    if (!arrive_last(sample.counter(args, kCounterTiles + tile), sample.splits, &control->flag)) return false;
     IDSEL_UNROLL
     for (int at = 0; at < kPerThread; ++at) sums[at] = 0.0f;
     for (int64_t from = 0; from < sample.splits; ++from) {
@@ -216,12 +239,13 @@ IDSEL_DEVICE bool complete_gram(const KernelArgs& args, const Work& work, unsign
     const Sample& sample = work.sample;
     if (sample.tiles == 0) return true;
     const int64_t tile = work.item / sample.splits, part = work.item % sample.splits;
-    const Place place = tile_place(args, sample, tile);
+    const Place place = tile_place(sample, tile, args.diagonal_only != 0);
     float sums[kPerThread] = {};
-    multiply_tile<T>(args, sample, place, part, shared, sums);
+    multiply_rows<T>(args, sample, rows_of<T>(args, sample, place.row), rows_of<T>(args, sample, place.column),
+                     place.row == place.column, part, shared, sums);
     if (sample.splits > 1 && !add_parts(args, sample, tile, part, control, sums)) return false;
     store_tile<T>(args, sample, place, sums);
-    return arrive_last(args.counters + sample.local * args.counters_per_sample, sample.tiles, &control->flag);
+    return arrive_last(sample.counter(args, kCounterArrivals), sample.tiles, &control->flag);
 }
 
 }  // namespace idsel::cuda

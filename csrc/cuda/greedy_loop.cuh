@@ -1,9 +1,17 @@
-// The loop over picks, for one sample by one block.
+// The loop over picks of one sample, by one block at a time.
 //
 // A model is a rule with what its loop carries:
+//   Phase prepare(loop)                  before the first pick: the phase that start() needs, or kNone
 //   void start(loop)                     priorities before the first pick
-//   row take(loop, pick, score, step)    a pick was made; the Gram row that update wants of it, or null for no update
-//   float update(loop, j, dot)           priority of token j, given its dot product with the pick
+//   Phase take(loop, pick, score, step)  a pick was made; what it calls for: kPanel (its row, for update), kGains or
+//   kNone float update(loop, j, dot)           priority of token j, given its dot product with the pick void
+//   do_alone(loop, phase)           does all of a phase, where the whole Gram is there float kept(), void restore(kept)
+//   what it carries besides what prepare and take note
+// Hands are who does a phase: this block, or all blocks of the sample (crew.cuh):
+//   Progress progress(loop)              where to go on
+//   bool finish(loop, model, progress)   false where the phase is only begun: another block may go on with the loop
+//   const float* row(loop, pick)         dot products of a pick with all, after finish() of kPanel
+//   void end()
 #pragma once
 
 #include "cuda/tokens.cuh"
@@ -65,15 +73,37 @@ IDSEL_DEVICE void write_sorted(const Loop& loop) {
     }
 }
 
-template <class Model>
-IDSEL_DEVICE void greedy_loop(Loop& loop, Model model) {
+// One block does everything.
+struct Alone {
+    IDSEL_DEVICE Progress progress(const Loop&) const { return {Phase::kFirst, 0, 0, 0.0f, 0.0f}; }
+    template <class Model>
+    IDSEL_DEVICE bool finish(Loop& loop, Model& model, const Progress& progress) const {
+        model.do_alone(loop, progress.phase);
+        return true;
+    }
+    IDSEL_DEVICE const float* row(const Loop& loop, int pick) const { return loop.row(pick); }
+    IDSEL_DEVICE void end() const {}
+};
+
+template <class Model, class Hands>
+IDSEL_DEVICE void greedy_loop(Loop& loop, Model model, Hands hands) {
     const KernelArgs& args = loop.args;
     const int64_t wanted = args.k[args.same_k != 0 ? 0 : loop.sample.local];
-    read_tokens(loop);
-    model.start(loop);
+    Progress now = hands.progress(loop);
     const float* row = nullptr;
-    int64_t picks = 0;
-    for (; picks < wanted; ++picks) {
+    if (now.phase == Phase::kFirst) {
+        read_tokens(loop);
+        now.phase = model.prepare(loop);
+        if (now.phase != Phase::kNone && !hands.finish(loop, model, now)) return;
+    }
+    if (now.phase == Phase::kPanel) {
+        model.restore(now.kept);
+        model.take(loop, now.pick, now.score, now.picks - 1);
+        row = hands.row(loop, now.pick);
+    } else if (now.picks == 0) {
+        model.start(loop);
+    }
+    while (now.picks < wanted) {
         const uint64_t best = loop.best(update_tokens(loop, model, row));
         const Tier tier = tier_of(best);
         if (tier == kNobody) break;
@@ -82,14 +112,22 @@ IDSEL_DEVICE void greedy_loop(Loop& loop, Model model) {
         if (pick % kBlockThreads == port::thread()) {
             loop.tokens.status[pick] = kPicked;
             loop.tokens.priority[pick] = score;
-            if (args.sort == 0) write_pick(loop, picks, pick, score);
+            if (args.sort == 0) write_pick(loop, now.picks, pick, score);
         }
+        row = nullptr;
+        ++now.picks;
         // Where nobody has a priority any more, nobody gets one again.
-        const bool goes_on = tier == kHasPriority && picks + 1 < wanted;
-        row = goes_on ? model.take(loop, pick, score, static_cast<int>(picks)) : nullptr;
+        if (tier != kHasPriority || now.picks == wanted) continue;
+        now = {model.take(loop, pick, score, now.picks - 1), now.picks, pick, score, model.kept()};
+        if (now.phase == Phase::kNone) continue;
+        if (!hands.finish(loop, model, now)) return;
+        if (now.phase == Phase::kPanel) row = hands.row(loop, pick);
     }
     if (args.sort != 0) write_sorted(loop);
-    for (int64_t at = picks + port::thread(); at < args.k_max; at += kBlockThreads) write_pick(loop, at, -1, -INFINITY);
+    for (int64_t at = now.picks + port::thread(); at < args.k_max; at += kBlockThreads) {
+        write_pick(loop, at, -1, -INFINITY);
+    }
+    hands.end();
 }
 
 }  // namespace idsel::cuda

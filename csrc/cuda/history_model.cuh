@@ -10,9 +10,11 @@ class HistoryModel {
   public:
     IDSEL_DEVICE explicit HistoryModel(const DPP& rule) : rule_(rule) {}
 
+    IDSEL_DEVICE Phase prepare(Loop&) { return Phase::kNone; }
+    IDSEL_DEVICE void do_alone(Loop&, Phase) {}
+
     IDSEL_DEVICE void start(Loop& loop) {
         const Tokens& tokens = loop.tokens;
-        history_ = loop.args.history + loop.sample.row * loop.args.history_depth;
         uint64_t largest = 0;
         for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
             const bool counts = loop.competes(j) && tokens.scale[j] > 0.0f;
@@ -27,14 +29,18 @@ class HistoryModel {
         }
     }
 
-    IDSEL_DEVICE const float* take(Loop& loop, int pick, float score, int step) {
+    IDSEL_DEVICE Phase take(Loop& loop, int pick, float score, int step) {
+        history_ = loop.args.history + loop.sample.row * loop.args.history_depth;
         pick_ = pick;
         step_ = step;
         d_ = score;
         quality_ = quality(loop, pick);
         scale_ = loop.tokens.scale[pick];
-        return loop.row(pick);
+        return Phase::kPanel;
     }
+
+    IDSEL_DEVICE float kept() const { return rank_floor_; }
+    IDSEL_DEVICE void restore(float kept) { rank_floor_ = kept; }
 
     IDSEL_DEVICE float update(Loop& loop, int j, float dot) {
         const Tokens& tokens = loop.tokens;

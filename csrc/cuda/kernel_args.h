@@ -34,6 +34,13 @@ constexpr int64_t kGramBudgetBytes = int64_t{1} << 30;
 // Blocks of a launch whose samples have lengths that the host does not know.
 constexpr int64_t kRaggedBlocks = 4096;
 
+// Blocks of a launch whose samples are worked on in phases, shared out among them: about as many as a GPU runs at once.
+constexpr int64_t kCrewBlocks = 256;
+
+// Coverage finds the gains of so many tokens as one item of work. Up to kGainsAlone tokens one block finds them all.
+constexpr int kGainTokens = 16;
+constexpr int64_t kGainsAlone = 256;
+
 // Per token: five numbers and a byte, in shared memory while they fit where the tiles were.
 constexpr int kTokenNumbers = 5;
 constexpr int kTokenBytes = kTokenNumbers * 4 + 1;
@@ -46,6 +53,38 @@ constexpr int64_t kMaxTokens = (int64_t{1} << 30) - 1;
 enum class Family : int32_t { kToken, kHistory, kCoverage };
 
 constexpr int kRuleBytes = 32;
+
+// Counters of a sample: two that hold the word of its phases, arrivals, departures, then one for each tile.
+constexpr int kCounterWord = 0;
+constexpr int kCounterArrivals = 2;
+constexpr int kCounterDepartures = 3;
+constexpr int kCounterTiles = 4;
+constexpr int64_t kCountersPerSample = kCounterTiles + kSplitTarget;
+
+// What the blocks of a sample do together. Every sample begins with kFirst.
+enum class Phase : uint32_t {
+    kFirst,    // its Gram, or the norms where the Gram is too large
+    kPanel,    // dot products of the tokens of a panel with all
+    kNearest,  // MaxMin: how near each token's nearest other token is
+    kGains,    // Coverage: what each token would add
+    kEnd,      // no more
+    kNone,     // (of a pick that calls for none)
+};
+
+// How far the picks of a sample have come: what a block needs to go on where another stopped.
+struct Progress {
+    Phase phase;    // that had to be done first
+    int32_t picks;  // so many have been made
+    int32_t pick;   // the last of them, which the others have yet to absorb,
+    float score;    // and its score
+    float kept;     // what the model carries on
+};
+
+// What the blocks of a sample tell one another.
+struct Desk {
+    Progress progress;
+    int32_t panel[kTile];  // tokens whose rows are in the panel; -1: none
+};
 
 IDSEL_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 IDSEL_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -92,20 +131,22 @@ struct KernelArgs {
     int32_t diagonal_only;
     alignas(8) unsigned char rule[kRuleBytes];  // the functor
 
-    // Workspace. `rows` are the tokens of this launch, `tokens` the width of the Gram; a ragged sample has the rows and
-    // the history of its own tokens.
-    float* gram;      // (rows, tokens) dot products
+    // Workspace. `rows` are the tokens of this launch; a ragged sample has the rows and the history of its own tokens.
+    float* gram;      // (rows, gram_width) dot products; a sample of more tokens than that has a panel (kTile, n) there
     float* square;    // (rows,) squared norms
     float* numbers;   // (kTokenNumbers, rows), where a sample does not fit shared memory
     uint8_t* status;  // (rows,), likewise
     float* history;   // (rows, history_depth)
     float* partial;   // (samples, partial_tiles, kTileNumbers) sums of the parts of D
+    float* scratch;   // (kCrewBlocks, kTileNumbers) the same of a block's tile, where parts are no items of their own
+    Desk* desks;      // (samples,), where samples are worked on in phases
     int64_t rows;
+    int64_t gram_width;
     int64_t history_depth;
     int64_t partial_tiles;
 
-    int32_t* counters;  // (samples, counters_per_sample): arrivals at the sample, then at each tile
-    int64_t counters_per_sample;
+    int32_t* counters;  // (samples, kCountersPerSample)
+    int32_t crew;       // blocks of each sample, where it is worked on in phases
 };
 
 }  // namespace idsel::cuda

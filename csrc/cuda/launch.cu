@@ -11,47 +11,47 @@ namespace idsel::cuda {
 
 // Each is defined in its own file under inst/.
 template <>
-Kernel kernel<float, Family::kToken>();
+Kernel kernel<float, Family::kToken>(bool);
 template <>
-Kernel kernel<float, Family::kHistory>();
+Kernel kernel<float, Family::kHistory>(bool);
 template <>
-Kernel kernel<float, Family::kCoverage>();
+Kernel kernel<float, Family::kCoverage>(bool);
 template <>
-Kernel kernel<Half, Family::kToken>();
+Kernel kernel<Half, Family::kToken>(bool);
 template <>
-Kernel kernel<Half, Family::kHistory>();
+Kernel kernel<Half, Family::kHistory>(bool);
 template <>
-Kernel kernel<Half, Family::kCoverage>();
+Kernel kernel<Half, Family::kCoverage>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kToken>();
+Kernel kernel<BFloat16, Family::kToken>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kHistory>();
+Kernel kernel<BFloat16, Family::kHistory>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kCoverage>();
+Kernel kernel<BFloat16, Family::kCoverage>(bool);
 
 namespace {
 
 template <class T>
-Kernel kernel_of(Family family) {
+Kernel kernel_of(Family family, bool in_phases) {
     switch (family) {
         case Family::kToken:
-            return kernel<T, Family::kToken>();
+            return kernel<T, Family::kToken>(in_phases);
         case Family::kHistory:
-            return kernel<T, Family::kHistory>();
+            return kernel<T, Family::kHistory>(in_phases);
         case Family::kCoverage:
-            return kernel<T, Family::kCoverage>();
+            return kernel<T, Family::kCoverage>(in_phases);
     }
     return nullptr;
 }
 
-Kernel kernel_of(int32_t dtype, Family family) {
+Kernel kernel_of(int32_t dtype, Family family, bool in_phases) {
     switch (dtype) {
         case IDSEL_FLOAT32:
-            return kernel_of<float>(family);
+            return kernel_of<float>(family, in_phases);
         case IDSEL_FLOAT16:
-            return kernel_of<Half>(family);
+            return kernel_of<Half>(family, in_phases);
         case IDSEL_BFLOAT16:
-            return kernel_of<BFloat16>(family);
+            return kernel_of<BFloat16>(family, in_phases);
         default:
             return nullptr;
     }
@@ -68,7 +68,7 @@ RuleTraits traits_of(int32_t id) {
     const double none[kRuleBytes] = {};
     with_rule(AllRules{}, id, none, [&](const auto& rule) {
         using Rule = std::decay_t<decltype(rule)>;
-        traits = {family_of<Rule>(), !std::is_same_v<Rule, TopK>};
+        traits = {family_of<Rule>(), kUsesSimilarities<Rule>};
     });
     return traits;
 }
@@ -92,28 +92,47 @@ class Carver {
     int64_t used_ = 0;
 };
 
-// Sizes of a call, and how many samples one launch takes.
+// How a call is done, its sizes, and how many samples one launch takes.
 struct Plan {
     explicit Plan(const idsel_args& args);
 
     void carve(Carver& carver, KernelArgs& to) const;
+    // Blocks of each of the samples of a launch.
+    int64_t crew(int64_t launched) const { return larger(1, smaller(kCrewBlocks / launched, most_items)); }
 
     bool ragged;
     int64_t tokens;
     RuleTraits rule;
+    bool fits;       // the Gram; of all samples together, for a ragged batch
+    bool in_phases;  // blocks of a sample share out work between its picks
+    int64_t gram_width;
     int64_t history_depth;
     int64_t partial_tiles;  // per sample
+    bool adds_parts;        // of D within an item
     int64_t items;          // per sample; at most, for a ragged batch
+    int64_t most_items;     // per phase of a sample
     int64_t samples;        // per launch
     int64_t rows;
 };
 
+int64_t gram_budget(const idsel_args& args) { return args.gram_budget > 0 ? args.gram_budget : kGramBudgetBytes; }
+
 Plan::Plan(const idsel_args& args)
     : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args.rule)) {
+    const int64_t budget = gram_budget(args) / 4;
     const int64_t tiles = tiles_of(tokens, !rule.needs_similarities);
     const int64_t splits = splits_of(tiles, args.dim);
+    fits = !rule.needs_similarities || tokens <= budget / larger(1, tokens);
+    in_phases = !fits || (rule.family == Family::kCoverage && tokens > kGainsAlone);
+    gram_width = !rule.needs_similarities ? 0 : fits ? tokens : kTile;
+    // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
+    if (!fits && ragged) gram_width = larger(kTile, budget / tokens);
     history_depth = rule.family == Family::kHistory ? smaller(args.k_max, tokens) : 0;
-    if (ragged) {
+    adds_parts = !fits && (ragged ? splits_of(1, args.dim) : splits) > 1;
+    if (!fits) {
+        partial_tiles = 0;
+        items = 0;
+    } else if (ragged) {
         // Only samples of fewer than kSplitTarget tiles are split, into fewer than twice as many items.
         partial_tiles = splits_of(1, args.dim) > 1 ? 2 * kSplitTarget : 0;
         items = larger(1, larger(tiles, partial_tiles));
@@ -121,7 +140,8 @@ Plan::Plan(const idsel_args& args)
         partial_tiles = splits > 1 ? tiles * splits : 0;
         items = larger(1, tiles * splits);
     }
-    const int64_t numbers = (rule.needs_similarities ? tokens : 0) + history_depth + 2 * kTokenNumbers;
+    most_items = larger(items, ceil_div(tokens, kGainTokens));
+    const int64_t numbers = gram_width + history_depth + 2 * kTokenNumbers;
     const int64_t of_rows = tokens * numbers * 4, of_parts = partial_tiles * kTileNumbers * 4;
     const int64_t each = ragged ? of_parts : of_rows + of_parts;
     const int64_t left = larger(0, kGramBudgetBytes - (ragged ? of_rows : 0));
@@ -130,16 +150,19 @@ Plan::Plan(const idsel_args& args)
 }
 
 void Plan::carve(Carver& carver, KernelArgs& to) const {
-    const bool outside = tokens > kSharedTokens;
+    const bool outside = in_phases || tokens > kSharedTokens;
     to.rows = rows;
+    to.gram_width = gram_width;
     to.history_depth = history_depth;
     to.partial_tiles = partial_tiles;
-    to.gram = carver.take<float>(rule.needs_similarities ? rows * tokens : 0);
+    to.gram = carver.take<float>(rows * gram_width);
     to.square = carver.take<float>(rows);
     to.numbers = carver.take<float>(outside ? rows * kTokenNumbers : 0);
     to.status = carver.take<uint8_t>(outside ? rows : 0);
     to.history = carver.take<float>(rows * history_depth);
     to.partial = carver.take<float>(samples * partial_tiles * kTileNumbers);
+    to.scratch = carver.take<float>(adds_parts ? kCrewBlocks * kTileNumbers : 0);
+    to.desks = carver.take<Desk>(in_phases ? samples : 0);
 }
 
 int64_t element_bytes(const idsel_args& args) { return args.dtype == IDSEL_FLOAT32 ? 4 : 2; }
@@ -173,55 +196,86 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     to.diagonal_only = plan.rule.needs_similarities ? 0 : 1;
     with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) { std::memcpy(to.rule, &rule, sizeof rule); });
     to.counters = static_cast<int32_t*>(args.counters);
-    to.counters_per_sample = 1 + kSplitTarget;
     Carver carver(args.workspace);
     plan.carve(carver, to);
     return to;
 }
 
-static_assert(kMaxSamples * (1 + kSplitTarget) * 4 == IDSEL_COUNTERS_BYTES);
+static_assert(kMaxSamples * kCountersPerSample * 4 == IDSEL_COUNTERS_BYTES);
 static_assert(sizeof(KernelArgs) <= 4096);
+static_assert(kMaxSamples <= kCrewBlocks);  // so no launch has more blocks than kCrewBlocks that work in phases
+
+idsel_status check_limits(const idsel_args& args, const Plan& plan) {
+    const auto tokens = static_cast<long long>(args.tokens);
+    const char* whose = plan.ragged ? " (of all samples together)" : "";
+    if (tokens > kMaxTokens) {
+        return fail(IDSEL_UNSUPPORTED, "at most %lld tokens%s, got %lld", static_cast<long long>(kMaxTokens), whose,
+                    tokens);
+    }
+    if (plan.fits || plan.rule.family != Family::kCoverage) return IDSEL_OK;
+    return fail(IDSEL_UNSUPPORTED,
+                "its rule reads all similarities after every pick: those of %lld tokens%s exceed %lld MiB", tokens,
+                whose, static_cast<long long>(gram_budget(args) >> 20));
+}
+
+// What the dot products of a sample cost, with so many panels.
+double flops_of(const idsel_args& args, const Plan& plan, int64_t panels) {
+    const auto side = static_cast<double>(ceil_div(plan.tokens, kTile));
+    const double all = side * (side + 1) / 2;
+    const bool all_for_first = args.rule == MaxMin::kId && args.params[0] < 0;
+    double tiles = plan.fits ? all : (1 + static_cast<double>(panels)) * side + (all_for_first ? all : 0);
+    if (!plan.rule.needs_similarities) tiles = side;
+    return plan.ragged ? 0 : tiles * 2 * kTileNumbers * static_cast<double>(args.dim) * static_cast<double>(args.batch);
+}
 
 }  // namespace
 
-int64_t workspace_bytes(const idsel_args& args) {
+idsel_status plan(const idsel_args& args, idsel_plan* to) {
     const Plan plan(args);
-    const int64_t limit = plan.rule.needs_similarities ? kGramBudgetBytes / 4 : kMaxTokens;
-    const bool too_many = plan.rule.needs_similarities ? args.tokens * args.tokens > limit : args.tokens > limit;
-    if (too_many) {
-        fail(IDSEL_UNSUPPORTED,
-             "the similarities of %lld tokens%s exceed the %lld MiB of workspace that a call may take",
-             static_cast<long long>(args.tokens), plan.ragged ? " (of all samples together)" : "",
-             static_cast<long long>(kGramBudgetBytes >> 20));
-        return -1;
-    }
+    if (const idsel_status status = check_limits(args, plan)) return status;
     Carver carver(nullptr);
     KernelArgs unused{};
     plan.carve(carver, unused);
-    return carver.used();
+    *to = {};
+    to->algorithm = !plan.rule.needs_similarities ? IDSEL_NORMS : plan.fits ? IDSEL_GRAM : IDSEL_PANELS;
+    to->in_phases = plan.in_phases ? 1 : 0;
+    to->panel_rows = kTile;
+    to->launches = ceil_div(args.batch, plan.samples);
+    to->workspace_bytes = carver.used();
+    if (!plan.fits) {
+        // The last pick needs no row.
+        to->most_panels = larger(0, smaller(args.k_max, args.tokens) - 1);
+        to->least_panels = ceil_div(to->most_panels, kTile);
+    }
+    to->least_flops = flops_of(args, plan, to->least_panels);
+    to->most_flops = flops_of(args, plan, to->most_panels);
+    return IDSEL_OK;
 }
 
 idsel_status status(int32_t device) {
     if (device < 0) return IDSEL_OK;
-    const char* reason = port::missing(kernel_of(IDSEL_FLOAT32, Family::kToken), device);
+    const char* reason = port::missing(kernel_of(IDSEL_FLOAT32, Family::kToken, false), device);
     return reason == nullptr ? IDSEL_OK : fail(IDSEL_UNSUPPORTED, "%s", reason);
 }
 
 idsel_status select(const idsel_args& args) {
     const Plan plan(args);
-    const Kernel kernel = kernel_of(args.dtype, plan.rule.family);
+    const Kernel kernel = kernel_of(args.dtype, plan.rule.family, plan.in_phases);
     KernelArgs to = kernel_args(args, plan);
     for (int64_t first = 0; first < args.batch; first += plan.samples) {
         to.first_sample = first;
         to.samples = static_cast<int32_t>(smaller(plan.samples, args.batch - first));
+        to.crew = static_cast<int32_t>(plan.crew(to.samples));
         to.same_k = args.k_count == 1 ? 1 : 0;
         for (int32_t at = 0; at < (to.same_k != 0 ? 1 : to.samples); ++at) {
             to.k[at] = static_cast<int32_t>(smaller(args.k[to.same_k != 0 ? 0 : first + at], args.tokens));
         }
         const int64_t items = to.samples * plan.items;
-        const int64_t grid = plan.ragged ? smaller(items, kRaggedBlocks) : items;
-        constexpr int kSharedBytes = kTileBytes + static_cast<int>(sizeof(Control));
-        if (const char* error = port::launch(kernel, grid, kBlockThreads, kSharedBytes, args.stream, to)) {
+        const int64_t grid = plan.in_phases ? int64_t{to.samples} * to.crew
+                             : plan.ragged  ? smaller(items, kRaggedBlocks)
+                                            : items;
+        const size_t shared = kTileBytes + (plan.in_phases ? sizeof(CrewState) : sizeof(Control));
+        if (const char* error = port::launch(kernel, grid, kBlockThreads, static_cast<int>(shared), args.stream, to)) {
             return fail(IDSEL_DEVICE_ERROR, "launching the kernel failed: %s", error);
         }
     }

@@ -13,6 +13,10 @@ IDSEL_DEVICE bool suppressed_by_place(const Rule&, int, int) {
 IDSEL_DEVICE bool suppressed_by_place(const HardSuppress& rule, int i, int j) { return rule.within_radius(i, j); }
 
 template <class Rule>
+IDSEL_DEVICE Phase before_first(const Rule&, Loop&) {
+    return Phase::kNone;
+}
+template <class Rule>
 IDSEL_DEVICE void first_priorities(const Rule& rule, Loop& loop) {
     for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
         loop.tokens.state[j] = rule.start(loop.tokens.importance[j]);
@@ -20,22 +24,15 @@ IDSEL_DEVICE void first_priorities(const Rule& rule, Loop& loop) {
     }
 }
 
-// The distance to the nearest other token that competes; or only the given token, the first where it cannot be.
-IDSEL_DEVICE void first_priorities(const MaxMin& rule, Loop& loop) {
+IDSEL_DEVICE Phase before_first(const MaxMin& rule, Loop& loop) {
+    if (rule.first >= 0) return Phase::kNone;
+    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) nearest_of(loop)[j] = order_of(-INFINITY);
+    return Phase::kNearest;
+}
+
+// All of the phase, where the whole Gram is there.
+IDSEL_DEVICE void find_nearest(Loop& loop) {
     const Tokens& tokens = loop.tokens;
-    if (rule.first >= 0) {
-        uint64_t key = 0;
-        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
-            const bool given = j == rule.first;
-            const uint64_t mine = loop.competes(j) ? key_of(given ? kHasPriority : kNoPriority, 0.0f, j) : 0;
-            key = mine > key ? mine : key;
-            tokens.priority[j] = -INFINITY;
-        }
-        key = loop.best(key);
-        const int first = index_of(key);
-        if (key != 0 && first % kBlockThreads == port::thread()) tokens.priority[first] = INFINITY;
-        return;
-    }
     port::barrier();  // scales and statuses of all tokens are there
     for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
         float nearest = -INFINITY;
@@ -43,8 +40,29 @@ IDSEL_DEVICE void first_priorities(const MaxMin& rule, Loop& loop) {
             if (i == j || !loop.competes(i)) continue;
             nearest = fmaxf(nearest, cosine(loop.row(i)[j], tokens.scale[i], tokens.scale[j]));
         }
-        tokens.priority[j] = 1.0f - nearest;
+        nearest_of(loop)[j] = order_of(nearest);
     }
+}
+
+// The distance to the nearest other token that competes; or only the given token, the first where it cannot be.
+IDSEL_DEVICE void first_priorities(const MaxMin& rule, Loop& loop) {
+    const Tokens& tokens = loop.tokens;
+    if (rule.first < 0) {
+        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+            tokens.priority[j] = 1.0f - value_of(nearest_of(loop)[j]);
+        }
+        return;
+    }
+    uint64_t key = 0;
+    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+        const bool given = j == rule.first;
+        const uint64_t mine = loop.competes(j) ? key_of(given ? kHasPriority : kNoPriority, 0.0f, j) : 0;
+        key = mine > key ? mine : key;
+        tokens.priority[j] = -INFINITY;
+    }
+    key = loop.best(key);
+    const int first = index_of(key);
+    if (key != 0 && first % kBlockThreads == port::thread()) tokens.priority[first] = INFINITY;
 }
 
 template <class Rule>
@@ -52,19 +70,26 @@ class RowModel {
   public:
     IDSEL_DEVICE explicit RowModel(const Rule& rule) : rule_(rule) {}
 
+    IDSEL_DEVICE Phase prepare(Loop& loop) { return before_first(rule_, loop); }
     IDSEL_DEVICE void start(Loop& loop) { first_priorities(rule_, loop); }
 
-    // The row of the pick, or null where no token needs it.
-    IDSEL_DEVICE const float* take(Loop& loop, int pick, float score, int step) {
+    IDSEL_DEVICE void do_alone(Loop& loop, Phase phase) {
+        if (phase == Phase::kNearest) find_nearest(loop);
+    }
+
+    IDSEL_DEVICE Phase take(Loop& loop, int pick, float score, int step) {
         begun_ = step > 0;
         // The first update also brings the state into the range of the rule.
-        if (loop.args.diagonal_only != 0 || (begun_ && rule_.inert(score))) return nullptr;
+        if (loop.args.diagonal_only != 0 || (begun_ && rule_.inert(score))) return Phase::kNone;
         pick_ = pick;
         score_ = score;
         scale_ = loop.tokens.scale[pick];
         visible_ = rule_.visible(step + 1) == step + 1;
-        return loop.row(pick);
+        return Phase::kPanel;
     }
+
+    IDSEL_DEVICE float kept() const { return 0.0f; }
+    IDSEL_DEVICE void restore(float) {}
 
     // The priority of a token that competes, after the pick that gave the row.
     IDSEL_DEVICE float update(Loop& loop, int j, float dot) {

@@ -14,9 +14,13 @@ struct Sample {
     int64_t first;  // its first token among those of a ragged batch
     int64_t row;    // its first row of the workspace
     int64_t tiles;
-    int64_t splits;
+    int64_t splits;  // parts of D of each
+    bool whole;      // the workspace has its whole Gram
 
     IDSEL_DEVICE int64_t items() const { return larger(1, tiles * splits); }
+    IDSEL_DEVICE int32_t* counter(const KernelArgs& args, int64_t number) const {
+        return args.counters + local * kCountersPerSample + number;
+    }
 };
 
 struct Work {
@@ -43,6 +47,7 @@ IDSEL_DEVICE Sample sample_of(const KernelArgs& args, int32_t local) {
     }
     sample.tiles = tiles_of(sample.n, args.diagonal_only != 0);
     sample.splits = splits_of(sample.tiles, args.dim);
+    sample.whole = sample.n <= args.gram_width;
     return sample;
 }
 

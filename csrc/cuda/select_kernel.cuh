@@ -1,6 +1,8 @@
 // The whole selection as one launch.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/coverage_model.cuh"
 #include "cuda/gram_tile.cuh"
 #include "cuda/greedy_loop.cuh"
@@ -16,6 +18,9 @@ IDSEL_HD constexpr Family family_of() {
 }
 
 template <class Rule>
+constexpr bool kUsesSimilarities = !std::is_same_v<Rule, TopK>;
+
+template <class Rule>
 IDSEL_DEVICE auto model_of(const Rule& rule) {
     if constexpr (family_of<Rule>() == Family::kToken) {
         return RowModel<Rule>(rule);
@@ -26,36 +31,38 @@ IDSEL_DEVICE auto model_of(const Rule& rule) {
     }
 }
 
-template <Family family, class Rule>
-IDSEL_DEVICE void run_if(Loop& loop) {
-    if constexpr (family_of<Rule>() == family) {
+template <Family family, class Rule, class Hands>
+IDSEL_DEVICE void run_if(Loop& loop, const Hands& hands) {
+    // Without similarities one block is enough.
+    if constexpr (family_of<Rule>() == family && (kUsesSimilarities<Rule> || std::is_same_v<Hands, Alone>)) {
         if (loop.args.rule_id != Rule::kId) return;
         static_assert(sizeof(Rule) <= kRuleBytes);
-        greedy_loop(loop, model_of(*reinterpret_cast<const Rule*>(loop.args.rule)));
+        greedy_loop(loop, model_of(*reinterpret_cast<const Rule*>(loop.args.rule)), hands);
     }
 }
 
-template <Family family, class... R>
-IDSEL_DEVICE void run_rule(Loop& loop, RuleList<R...>) {
-    (run_if<family, R>(loop), ...);
+template <Family family, class Hands, class... R>
+IDSEL_DEVICE void run_rule(Loop& loop, const Hands& hands, RuleList<R...>) {
+    (run_if<family, R>(loop, hands), ...);
 }
 
 // A block owns one item of work at a time: a tile (64, 64) of one sample's Gram, or a part of D of it. Of a dense batch
 // there are as many blocks as items; blocks of a ragged one take every so-many-th, because only the device knows how
 // many there are. The block that completes a sample's Gram runs the greedy loop of that sample; nobody waits for it.
-// Shared memory: kTileBytes + sizeof(Control), 4 * 64 * 144 + 184 bytes: two buffers of two operands, later the tokens.
+// Shared memory: kTileBytes + sizeof(Control), 4 * 64 * 144 + 432 bytes: two buffers of two operands, later the tokens.
 // Synchronises once per piece of D, twice per arrival, once per pick (three times in Coverage).
 // Reads, per sample: features side + 1 times each (side = N / 64), then k rows of the Gram, N numbers each (Coverage:
 // k times all N * N). Flops: N * N * D, then O(k * N) (DPP: O(k * k * N), Coverage: O(k * N * N)).
 template <class T, Family family>
-IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads, 2) select_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
+IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) select_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();
     auto* control = reinterpret_cast<Control*>(shared + kTileBytes);
     Work work;
     for (int64_t item = port::block(); find_work(args, item, control, &work); item += port::blocks()) {
         if (!complete_gram<T>(args, work, shared, control)) continue;
-        Loop loop{args, work.sample, tokens_of(args, work.sample, shared), control, 0};
-        run_rule<family>(loop, AllRules{});
+        const Tokens tokens = tokens_of(args, work.sample, shared);
+        Loop loop{args, work.sample, tokens, control, 0};
+        run_rule<family>(loop, Alone{}, AllRules{});
         port::barrier();  // before the next tile overwrites the tokens
     }
 }

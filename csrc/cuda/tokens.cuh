@@ -27,20 +27,24 @@ struct Tokens {
 // Everything the greedy loop of one sample works on.
 struct Loop {
     const KernelArgs& args;
-    Sample sample;
-    Tokens tokens;
+    const Sample& sample;
+    const Tokens& tokens;
     Control* control;
     int turn;  // of block_max
 
     IDSEL_DEVICE int n() const { return sample.n; }
     IDSEL_DEVICE bool competes(int j) const { return tokens.status[j] == kCompetes; }
-    // Dot products of token i with all.
-    IDSEL_DEVICE const float* row(int i) const { return args.gram + (sample.row + i) * args.tokens; }
+    // Dot products of token i with all, where the workspace has the whole Gram.
+    IDSEL_DEVICE const float* row(int i) const { return args.gram + (sample.row + i) * args.gram_width; }
+    IDSEL_DEVICE Desk& desk() const { return args.desks[sample.local]; }
     IDSEL_DEVICE uint64_t best(uint64_t key) {
         turn ^= 1;
         return block_max(key, control, turn);
     }
 };
+
+// MaxMin: the similarity of a token to the nearest other one that competes, as an integer in the order of floats.
+IDSEL_DEVICE uint32_t* nearest_of(const Loop& loop) { return reinterpret_cast<uint32_t*>(loop.tokens.extra); }
 
 // c_ij from a dot product and the reciprocal norms. Their product may leave the range where they do not.
 IDSEL_DEVICE float cosine(float dot, float scale_i, float scale_j) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import AbstractContextManager
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -21,11 +22,13 @@ class CudaEngine:
 
     name = "cuda"
     device_type = "cuda"
+    # What the similarities of a sample may take before they are kept in panels; 0: the library's default.
+    gram_budget_bytes = 0
 
     def __init__(self) -> None:
         self._counters_of: dict[tuple[int | None, int], torch.Tensor] = {}
         self._failure_of = functools.cache(self._device_failure)
-        self._workspace_of = functools.lru_cache(1024)(self._workspace)
+        self._plan_of = functools.lru_cache(1024)(self._plan)
 
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""
@@ -52,12 +55,9 @@ class CudaEngine:
         """How it would run this problem."""
         if isinstance(problem.rule, TopK):
             return "one launch: norms, then one block per sample picks"
-        arithmetic = "float32 arithmetic" if problem.dtype is torch.float32 else "tensor cores"
-        each = "the whole Gram per pick" if problem.rule.state is State.COVERAGE else "one row of it per pick"
-        mib = int(self._workspace_for(problem)) / 2**20
-        return (
-            f"one launch: the Gram by {arithmetic}, then one block per sample reads {each}; {mib:.1f} MiB of workspace"
-        )
+        plan = self._plan_for(problem)
+        assert isinstance(plan, dict), plan
+        return _described(problem, plan)
 
     def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Selects on the current stream of the features' device; nothing waits for it."""
@@ -70,20 +70,30 @@ class CudaEngine:
             stream = self._stream(device)
             counters = self._counters(device, stream)
             self._library().select_cuda(
-                *call.arguments, workspace.data_ptr(), workspace_bytes, counters.data_ptr(), stream
+                *call.arguments,
+                workspace.data_ptr(),
+                workspace_bytes,
+                counters.data_ptr(),
+                stream,
+                self.gram_budget_bytes,
             )
         return call.indices, call.scores
 
     def _workspace_for(self, problem: Problem) -> int | str:
+        """The bytes, or why the problem cannot run."""
+        plan = self._plan_for(problem)
+        return plan if isinstance(plan, str) else int(plan["workspace_bytes"])
+
+    def _plan_for(self, problem: Problem) -> dict[str, Any] | str:
+        """What the library would do, or why the problem cannot run."""
+        return self._plan_of(problem, self.gram_budget_bytes)
+
+    def _plan(self, problem: Problem, gram_budget_bytes: int) -> dict[str, Any] | str:
         rule_id, params = problem.rule.encode()
         shape = (problem.batch, problem.tokens, problem.dim)
-        return self._workspace_of(shape, problem.k_max, rule_id, tuple(params), problem.ragged)
-
-    def _workspace(
-        self, shape: tuple[int, int, int], k_max: int, rule_id: int, params: tuple[float, ...], ragged: bool
-    ) -> int | str:
-        """The bytes, or why the problem cannot run."""
-        answer: int | str = self._library().cuda_workspace_bytes(shape, k_max, rule_id, params, ragged)
+        answer: dict[str, Any] | str = self._library().cuda_plan(
+            shape, problem.k_max, rule_id, params, problem.ragged, gram_budget_bytes
+        )
         return answer
 
     def _counters(self, device: torch.device, stream: int) -> torch.Tensor:
@@ -128,6 +138,33 @@ class CudaEngine:
 
     def _stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
+
+
+def _described(problem: Problem, plan: dict[str, Any]) -> str:
+    """A plan of the library (`idsel_plan` in csrc/include/idsel/select.h) in words."""
+    least, most = (_flops(flops) for flops in plan["flops"])
+    arithmetic = "float32 arithmetic" if problem.dtype is torch.float32 else "tensor cores"
+    blocks = "several blocks per sample" if plan["in_phases"] else "one block per sample"
+    if plan["algorithm"] == "gram":
+        flops = "" if problem.ragged else f" ({most})"
+        each = f"{'read' if plan['in_phases'] else 'reads'} "
+        each += "the whole Gram per pick" if problem.rule.state is State.COVERAGE else "one row of it per pick"
+        work = f"the Gram by {arithmetic}{flops}, then {blocks} {each}"
+    else:
+        panels = "{} to {}".format(*plan["panels"])
+        flops = "" if problem.ragged else f", {least} to {most}"
+        longer = " of the samples whose Gram is too large" if problem.ragged else ""
+        work = (
+            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and {blocks}, "
+            f"as many as the picks call for ({panels}{flops})"
+        )
+    launches = "one launch" if plan["launches"] == 1 else f"{plan['launches']} launches"
+    return f"{launches}: {work}; {plan['workspace_bytes'] / 2**20:.1f} MiB of workspace"
+
+
+def _flops(flops: float) -> str:
+    unit = "T" if flops >= 1e12 else "G"
+    return f"{flops / {'T': 1e12, 'G': 1e9}[unit]:.3g} {unit}FLOP"
 
 
 ENGINE = CudaEngine()

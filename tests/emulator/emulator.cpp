@@ -16,10 +16,9 @@
 namespace idsel::emulator {
 namespace {
 
-constexpr int kBlocksAtOnce = 3;
 constexpr size_t kExchangeBytes = 32;
 
-enum class Wait { kNothing, kBarrier, kExchange, kEnded };
+enum class Wait { kNothing, kOthers, kBarrier, kExchange, kEnded };
 
 struct Copy {
     void* to;
@@ -51,6 +50,7 @@ struct Block {
     std::vector<int> order;  // in which the threads take turns
     int at_barrier = 0;
     int ended = 0;
+    bool in_vain = false;  // has looked for what it waits for since any block did anything else
 };
 
 struct Grid {
@@ -68,6 +68,11 @@ uint64_t seed_of_launch() {
     return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
 }
 
+size_t blocks_at_once() {
+    const char* given = std::getenv("IDSEL_EMULATOR_BLOCKS");
+    return given != nullptr ? std::strtoull(given, nullptr, 10) : 3;
+}
+
 void run_body(void* argument) {
     auto* self = static_cast<Thread*>(argument);
     self->copies.assign(1, {});
@@ -81,6 +86,7 @@ void start_block(Block& block, int64_t index) {
     block.shared.reset(new unsigned char[static_cast<size_t>(grid->shared_bytes)]);
     std::memset(block.shared.get(), 0xff, static_cast<size_t>(grid->shared_bytes));
     block.at_barrier = block.ended = 0;
+    block.in_vain = false;
     for (Warp& warp : block.warps) warp.arrived = 0;
     std::shuffle(block.order.begin(), block.order.end(), grid->random);
     for (auto& thread : block.threads) {
@@ -96,18 +102,24 @@ void release(Block& block, Wait wait, size_t begin, size_t end) {
     }
 }
 
-// Lets every thread that can go on do so once. False if none could.
-bool advance(Block& block) {
-    bool any = false;
+enum class Turn { kNobody, kInVain, kProgress };
+
+// Lets every thread that can go on do so once.
+Turn advance(Block& block) {
+    Turn turn = Turn::kNobody;
     for (int index : block.order) {
         Thread& thread = *block.threads[static_cast<size_t>(index)];
-        if (thread.wait != Wait::kNothing) continue;
-        any = true;
+        const Wait before = thread.wait;
+        if (before != Wait::kNothing && before != Wait::kOthers) continue;
+        thread.wait = Wait::kNothing;
         running = &thread;
         thread.fiber.resume();
         running = nullptr;
+        const bool in_vain = before == Wait::kOthers && thread.wait == Wait::kOthers;
+        if (!in_vain) turn = Turn::kProgress;
+        if (in_vain && turn == Turn::kNobody) turn = Turn::kInVain;
     }
-    return any;
+    return turn;
 }
 
 std::string stuck(const Block& block) {
@@ -116,10 +128,10 @@ std::string stuck(const Block& block) {
         const Thread& thread = *block.threads[static_cast<size_t>(at)];
         const Thread& before = *block.threads[static_cast<size_t>(std::max(at - 1, 0))];
         if (at > 0 && thread.wait == before.wait && thread.line == before.line) continue;
-        static const char* const kNames[] = {"nothing", "the barrier of line ", "the exchange of line ",
+        static const char* const kNames[] = {"nothing", "other blocks", "the barrier of line ", "the exchange of line ",
                                              "no more: ended"};
         text += " from thread " + std::to_string(at) + " on " + kNames[static_cast<int>(thread.wait)];
-        if (thread.wait != Wait::kEnded) text += std::to_string(thread.line);
+        if (thread.wait == Wait::kBarrier || thread.wait == Wait::kExchange) text += std::to_string(thread.line);
         text += ";";
         ++shown;
     }
@@ -148,7 +160,7 @@ void provide_blocks(int threads) {
     for (auto& block : pool) {
         if (block->threads.size() != static_cast<size_t>(threads)) block.reset();
     }
-    pool.resize(kBlocksAtOnce);
+    pool.resize(blocks_at_once());
     for (auto& block : pool) {
         if (block) continue;
         block = std::make_unique<Block>();
@@ -187,7 +199,17 @@ std::string run_blocks(std::vector<int64_t> order) {
         }
         const size_t at = grid->random() % busy.size();
         Block& block = *busy[at];
-        if (advance(block)) continue;
+        const Turn turn = advance(block);
+        if (turn == Turn::kProgress) {
+            for (Block* other : busy) other->in_vain = false;
+            continue;
+        }
+        block.in_vain = turn == Turn::kInVain;
+        if (block.in_vain) {
+            const bool all = std::all_of(busy.begin(), busy.end(), [](const Block* b) { return b->in_vain; });
+            if (all) return "every block under way waits for other blocks, the first of them " + stuck(block);
+            continue;
+        }
         const std::string failure = failure_of(block);
         if (!failure.empty()) return failure;
         if (block.ended == static_cast<int>(block.threads.size())) {
@@ -232,6 +254,13 @@ const void* exchange(const void* mine, size_t bytes, int line) {
     }
     pause(Wait::kExchange, line);
     return slots;
+}
+
+void yield() { running->fiber.pause(); }
+
+void rest() {
+    running->wait = Wait::kOthers;
+    running->fiber.pause();
 }
 
 void copy_async(void* to, const void* from) { running->copies.back().push_back({to, from}); }

@@ -1,9 +1,10 @@
 // Runs kernels on the CPU: one fiber for each CUDA thread, a few blocks at a time in a shuffled order.
 //
-// Fibers change places at barriers and warp exchanges only, in an order drawn from a seed (IDSEL_EMULATOR_SEED, else
-// the clock). What CUDA leaves undefined fails the launch: threads of a block that wait for different things, or end
-// while others wait. Shared memory has exactly its size and starts as garbage, asynchronous copies arrive no sooner
-// than they are waited for.
+// Fibers change places at barriers, warp exchanges and atomic operations only, in an order drawn from a seed
+// (IDSEL_EMULATOR_SEED, else the clock); IDSEL_EMULATOR_BLOCKS blocks at a time, else 3. What CUDA leaves undefined
+// fails the launch: threads of a block that wait for different things, or end while others wait; blocks under way that
+// wait for those that are not. Shared memory has exactly its size and starts as garbage, asynchronous copies arrive no
+// sooner than they are waited for.
 #pragma once
 
 #include <cstddef>
@@ -28,6 +29,11 @@ void barrier(int line);
 // Every lane of the warp gives `bytes` bytes, and gets those of all: kLanes times `bytes`, valid until its next
 // exchange.
 const void* exchange(const void* mine, size_t bytes, int line);
+
+// Lets other threads and blocks go on.
+void yield();
+// The same, in a loop that waits for what other blocks do. When all blocks under way do nothing else, the launch fails.
+void rest();
 
 void copy_async(void* to, const void* from);
 void copies_commit();

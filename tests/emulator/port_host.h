@@ -11,7 +11,7 @@
 #define IDSEL_GLOBAL
 #define IDSEL_DEVICE inline
 #define IDSEL_GRID_CONSTANT
-#define IDSEL_LAUNCH_BOUNDS(threads, blocks)
+#define IDSEL_LAUNCH_BOUNDS(threads)
 #define IDSEL_UNROLL
 #define IDSEL_UNROLL_BY(times)
 
@@ -32,8 +32,24 @@ inline int64_t blocks() { return emulator::blocks(); }
 inline unsigned char* shared_memory() { return emulator::shared_memory(); }
 inline void barrier(int line = __builtin_LINE()) { emulator::barrier(line); }
 
-inline int32_t arrive(int32_t* counter) { return (*counter)++; }
+// Other blocks may get in before anything is added or published.
+inline int32_t arrive(int32_t* counter) {
+    emulator::yield();
+    return (*counter)++;
+}
 inline void reset(int32_t* counter) { *counter = 0; }
+inline uint64_t peek(const uint64_t* word) { return *word; }
+inline uint64_t add_one(uint64_t* word) {
+    emulator::yield();
+    return (*word)++;
+}
+inline void acquire() {}
+inline void publish(uint64_t* word, uint64_t value) {
+    emulator::yield();
+    *word = value;
+}
+inline void rest() { emulator::rest(); }
+inline void raise(uint32_t* to, uint32_t value) { *to = value > *to ? value : *to; }
 
 inline float bits_float(uint32_t bits) {
     float value;
@@ -61,6 +77,14 @@ inline int32_t shuffle_up(int32_t value, int lanes, int line = __builtin_LINE())
     const auto* all = static_cast<const int32_t*>(emulator::exchange(&value, sizeof value, line));
     const int lane = emulator::thread() % emulator::kLanes;
     return lane >= lanes ? all[lane - lanes] : value;
+}
+
+// Of any 32 bits, from a lane and from the lane that many away; only tests use them.
+inline uint32_t shuffle(uint32_t value, int lane, int line = __builtin_LINE()) {
+    return static_cast<const uint32_t*>(emulator::exchange(&value, sizeof value, line))[lane];
+}
+inline uint32_t shuffle_xor(uint32_t value, int lanes, int line = __builtin_LINE()) {
+    return shuffle(value, emulator::thread() % emulator::kLanes ^ lanes, line);
 }
 
 inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from); }

@@ -4,6 +4,9 @@
 #include <string>
 
 #include "calls.h"
+#include "cuda/port.cuh"
+// After it, which defines what this needs.
+#include "cuda/older.cuh"
 
 namespace {
 
@@ -31,6 +34,11 @@ void run_on_both(const Call& call, const Rule& rule, bool compare) {
     Call again = cuda;
     run(again);  // in another order
     CHECK(same(cuda, again));
+    if (rule.id != 5) {  // Coverage is refused there
+        again.args.gram_budget = 1;
+        run(again);  // on panels, where there are more tokens than a panel has rows
+        CHECK(same(cuda, again));
+    }
     cuda.args.sort = 1;
     run(cuda);
     for (size_t at = 1; at < cuda.indices.size(); ++at) {
@@ -59,6 +67,41 @@ void test_hurting(int32_t dtype, int64_t batch, int64_t n, int64_t dim, int64_t 
     for (const Rule& rule : rules(n)) run_on_both(call, rule, false);
 }
 
+// More tokens than one block finds the gains of.
+void test_coverage_in_phases() {
+    Call call = make_call(1, 2, 260, 16, 5, IDSEL_FLOAT32, false);
+    make_exact(call);
+    for (const Rule& rule : rules(260)) {
+        if (rule.id == 5) run_on_both(call, rule, exact(rule));
+    }
+}
+
+// What older GPUs do instead of an instruction, against the instruction.
+void test_older() {
+    using namespace idsel;
+    const auto as_float = [](uint32_t bits) { return cuda::port::bits_float(bits); };
+    const auto shuffle = [](uint32_t value, int lane) { return cuda::port::shuffle(value, lane); };
+    const auto shuffle_xor = [](uint32_t value, int lanes) { return cuda::port::shuffle_xor(value, lanes); };
+    const char* failure = emulator::launch(
+        [&] {
+            Random random(static_cast<uint64_t>(emulator::thread()));
+            const auto pair = [&random] {
+                return to_bfloat16(random.normal()) | static_cast<uint32_t>(to_bfloat16(random.normal())) << 16;
+            };
+            const uint32_t a[4] = {pair(), pair(), pair(), pair()}, b[2] = {pair(), pair()};
+            float by_instruction[4] = {1, 2, 3, 4}, by_shuffles[4] = {1, 2, 3, 4};
+            cuda::port::multiply_add(cuda::BFloat16{}, by_instruction, a, b);
+            cuda::older::multiply_add(by_shuffles, a, b, emulator::thread() % 32, shuffle, as_float);
+            CHECK(std::memcmp(by_instruction, by_shuffles, sizeof by_shuffles) == 0);
+            for (int shift : {0, 31, 63}) {
+                const uint64_t key = random.bits() >> shift;
+                CHECK(cuda::older::warp_max(key, shuffle_xor) == cuda::port::warp_max(key));
+            }
+        },
+        2, 64, 0);
+    CHECK(failure == nullptr);
+}
+
 void test_ragged() {
     Call call = make_call(3, 1, 90, 16, 10, IDSEL_FLOAT32, false);
     make_exact(call);
@@ -73,6 +116,7 @@ void test_ragged() {
 
 // With "quick": only what shows whether the machinery works.
 int main(int count, char** words) {
+    test_older();
     test_exact(2, 70, 16, 8);
     if (count > 1 && std::string(words[1]) == "quick") return 0;
     test_hurting(IDSEL_FLOAT32, 3, 33, 8, 12);
@@ -80,6 +124,7 @@ int main(int count, char** words) {
     test_hurting(IDSEL_FLOAT16, 1, 9, 519, 4);
     test_hurting(IDSEL_FLOAT32, 1, 1, 1, 1);
     test_hurting(IDSEL_FLOAT32, 1, 0, 4, 3);
+    test_coverage_in_phases();
     test_ragged();
     std::printf("ok\n");
     return 0;

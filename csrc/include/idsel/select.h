@@ -13,10 +13,10 @@
 #endif
 
 /* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 2
+#define IDSEL_ABI 3
 
 /* What `counters` of a CUDA call has to hold. */
-#define IDSEL_COUNTERS_BYTES 132096
+#define IDSEL_COUNTERS_BYTES 135168
 
 #ifdef __cplusplus
 extern "C" {
@@ -102,11 +102,36 @@ typedef struct idsel_args {
 
     void* workspace; /* (workspace_bytes,) on the device, of at least idsel_workspace_bytes() */
     int64_t workspace_bytes;
-    void* counters; /* CUDA: (IDSEL_COUNTERS_BYTES,), one per stream: zeros, and zeros again after each call */
+    void* counters; /* CUDA: (IDSEL_COUNTERS_BYTES,), aligned to 8, one per stream: zeros, and again after each call */
     void* stream;   /* CUDA: cudaStream_t of the current device */
+
+    /* CUDA: the most bytes that the similarities of a sample (of a ragged batch: of all its tokens) may take. Beyond
+     * it only a part of them is kept at a time. 0: the default, 1 GiB. */
+    int64_t gram_budget;
 
     idsel_stats* stats; /* CPU: (B,), or NULL */
 } idsel_args;
+
+/* Which dot products a CUDA call keeps. */
+typedef enum idsel_algorithm {
+    IDSEL_NORMS = 0, /* those of tokens with themselves: the rule needs no others */
+    IDSEL_GRAM = 1,  /* all of a sample */
+    IDSEL_PANELS =
+        2 /* of `panel_rows` tokens at a time with all; all, of samples of a ragged batch that are short enough */
+} idsel_algorithm;
+
+/* How a CUDA call would be done. */
+typedef struct idsel_plan {
+    int32_t algorithm;  /* idsel_algorithm */
+    int32_t in_phases;  /* nonzero: between its picks, too, a sample has several blocks */
+    int32_t panel_rows; /* of panels */
+    int64_t launches;
+    int64_t workspace_bytes;
+    int64_t least_panels; /* of a sample: how many depends on the picks, and is at most one per pick */
+    int64_t most_panels;
+    double least_flops; /* for the dot products of all samples; 0 for a ragged batch, whose lengths are on the device */
+    double most_flops;
+} idsel_plan;
 
 /* A rule as the library knows it: one row of its table. */
 typedef struct idsel_rule_info {
@@ -122,6 +147,9 @@ IDSEL_API idsel_status idsel_select(const idsel_args* args);
 
 /* Device memory that `args` needs as workspace, or -1 for invalid arguments. 0 on the CPU. */
 IDSEL_API int64_t idsel_workspace_bytes(const idsel_args* args);
+
+/* Fills in `plan` from the sizes, rule and dtype of a CUDA call; fails where it cannot run. */
+IDSEL_API idsel_status idsel_cuda_plan(const idsel_args* args, idsel_plan* plan);
 
 /* Whether this library has code for a CUDA device, and the device is there; idsel_last_error() says why not. -1 asks
  * only whether it has CUDA code. */
