@@ -149,6 +149,13 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
         _assert_same_bits(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
 
 
+def test_more_tiles_than_items_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call(clustered(1, 2880, 2).inputs(), 4)  # 1035 tiles; a thread has 12 tokens
+    whole = _select(call, idsel.MaxMin(), monkeypatch, 3, 0)
+    monkeypatch.setattr(_engine(), "gram_budget_bytes", 1)
+    _assert_same_bits(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
+
+
 @pytest.mark.parametrize("rule", ["coverage", "coverage-add"])
 def test_gains_by_several_blocks_have_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = clustered(2, 150, 600, dtype=torch.bfloat16)  # D is split
