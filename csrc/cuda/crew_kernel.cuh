@@ -23,6 +23,7 @@ IDSEL_DEVICE void open_sample(const KernelArgs& args, int32_t local, CrewState* 
 struct InPhases {
     Crew& crew;
     unsigned char* shared;
+    int panel_row_of_pick = 0;  // where choose_panel puts it
 
     IDSEL_DEVICE Progress progress(const Loop& loop) const {
         if (crew.item().phase == Phase::kFirst) return {Phase::kFirst, 0, 0, 0.0f, 0.0f};
@@ -30,13 +31,14 @@ struct InPhases {
     }
 
     template <class Model>
-    IDSEL_DEVICE bool finish(Loop& loop, Model&, const Progress& progress) const {
+    IDSEL_DEVICE bool finish(Loop& loop, Model&, const Progress& progress) {
         const int64_t side = ceil_div(loop.n(), kTile);
         int64_t items = side;
         if (progress.phase == Phase::kPanel) {
-            // The first pick that needs a row makes the first panel: until then the list is not one.
-            const bool any = progress.picks > 1;
-            if (loop.sample.whole || (any && panel_row(loop.desk(), progress.pick) >= 0)) return true;
+            if (loop.sample.whole) return true;
+            // The first pick always needs its row, and nobody has made a panel before.
+            if (progress.picks > 1) panel_row_of_pick = panel_row(loop.desk(), progress.pick);
+            if (progress.picks > 1 && panel_row_of_pick >= 0) return true;
             choose_panel(loop, progress.pick, reinterpret_cast<uint64_t*>(shared));
         } else if (progress.phase == Phase::kNearest) {
             items = smaller(side * (side + 1) / 2, kNearestItems);
@@ -50,7 +52,7 @@ struct InPhases {
 
     IDSEL_DEVICE const float* row(const Loop& loop, int pick) const {
         if (loop.sample.whole) return loop.row(pick);
-        return panel_of(loop.args, loop.sample) + int64_t{panel_row(loop.desk(), pick)} * loop.n();
+        return panel_of(loop.args, loop.sample) + int64_t{panel_row_of_pick} * loop.n();
     }
 
     IDSEL_DEVICE void end() const { crew.publish(Phase::kEnd, 0); }
