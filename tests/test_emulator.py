@@ -149,6 +149,13 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
         _assert_same_bits(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
 
 
+def test_more_tiles_than_items_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call(clustered(1, 2880, 2).inputs(), 4)  # 1035 tiles; a thread has 12 tokens
+    whole = _select(call, idsel.MaxMin(), monkeypatch, 3, 0)
+    monkeypatch.setattr(_engine(), "gram_budget_bytes", 1)
+    _assert_same_bits(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
+
+
 @pytest.mark.parametrize("rule", ["coverage", "coverage-add"])
 def test_gains_by_several_blocks_have_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = clustered(2, 150, 600, dtype=torch.bfloat16)  # D is split
@@ -272,7 +279,7 @@ MUTATIONS = {
     "a removed barrier": ("argmax.cuh", {f"{_KEYS}\n    port::barrier();": _KEYS}),
     "a barrier for some threads only": ("ticket.cuh", {_ENDED: f"    if (port::thread() != 7) {_ENDED.lstrip()}"}),
     "a wrong ticket count": ("ticket.cuh", {"expected - 1": "expected - 2"}),
-    "a phase that ends too early": ("phases.cuh", {"item.count, &state_": "item.count - 1, &state_"}),
+    "a phase that ends too early": ("phases.cuh", {"item().count, &state_": "item().count - 1, &state_"}),
     "a dropped tie-break": (
         "argmax.cuh",
         {

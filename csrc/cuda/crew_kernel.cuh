@@ -23,6 +23,7 @@ IDSEL_DEVICE void open_sample(const KernelArgs& args, int32_t local, CrewState* 
 struct InPhases {
     Crew& crew;
     unsigned char* shared;
+    int panel_row_of_pick = 0;  // where choose_panel puts it
 
     IDSEL_DEVICE Progress progress(const Loop& loop) const {
         if (crew.item().phase == Phase::kFirst) return {Phase::kFirst, 0, 0, 0.0f, 0.0f};
@@ -30,16 +31,17 @@ struct InPhases {
     }
 
     template <class Model>
-    IDSEL_DEVICE bool finish(Loop& loop, Model&, const Progress& progress) const {
+    IDSEL_DEVICE bool finish(Loop& loop, Model&, const Progress& progress) {
         const int64_t side = ceil_div(loop.n(), kTile);
         int64_t items = side;
         if (progress.phase == Phase::kPanel) {
-            // The first pick that needs a row makes the first panel: until then the list is not one.
-            const bool any = progress.picks > 1;
-            if (loop.sample.whole || (any && panel_row(loop.desk(), progress.pick) >= 0)) return true;
+            if (loop.sample.whole) return true;
+            // The first pick always needs its row, and nobody has made a panel before.
+            if (progress.picks > 1) panel_row_of_pick = panel_row(loop.desk(), progress.pick);
+            if (progress.picks > 1 && panel_row_of_pick >= 0) return true;
             choose_panel(loop, progress.pick, reinterpret_cast<uint64_t*>(shared));
         } else if (progress.phase == Phase::kNearest) {
-            items = smaller(side * (side + 1) / 2, kMostItems);
+            items = smaller(side * (side + 1) / 2, kNearestItems);
         } else {
             items = ceil_div(loop.n(), kGainTokens);
         }
@@ -50,7 +52,7 @@ struct InPhases {
 
     IDSEL_DEVICE const float* row(const Loop& loop, int pick) const {
         if (loop.sample.whole) return loop.row(pick);
-        return panel_of(loop.args, loop.sample) + int64_t{panel_row(loop.desk(), pick)} * loop.n();
+        return panel_of(loop.args, loop.sample) + int64_t{panel_row_of_pick} * loop.n();
     }
 
     IDSEL_DEVICE void end() const { crew.publish(Phase::kEnd, 0); }
@@ -75,7 +77,7 @@ IDSEL_DEVICE int64_t tiles_of(const Sample& sample, Phase phase) {
     return in_triangle(sample, phase) ? sample.tiles : ceil_div(sample.n, kTile);
 }
 
-// An item that is tiles over all of D: every so-many-th, which is one unless there are more than items can be counted.
+// An item that is tiles over all of D: every so-many-th, where there are more of them than items.
 template <class T, Family family>
 IDSEL_DEVICE void do_tiles(const Loop& loop, const Crew& crew, unsigned char* shared) {
     const Sample& sample = loop.sample;
@@ -122,8 +124,9 @@ IDSEL_DEVICE void do_item(const Loop& loop, const Crew& crew, unsigned char* sha
 // Every sample has `crew` blocks, which take items of its phases: tiles of the Gram or of a panel, gains of some
 // tokens. What an item is depends on N and D only, and what it writes on nothing but the item, so neither the size of a
 // crew nor who does what changes a bit. Tokens are in the workspace, because the loop goes on in another block after
-// each phase. Shared memory: kTileBytes + sizeof(CrewState), 4 * 64 * 144 + 552 bytes. Synchronises once per piece of D, three times per item, once per pick.
-// Reads, per panel: features once, and kTile rows of them for each column tile. Flops: 2 * kTile * N * D each.
+// each phase. Shared memory: kTileBytes + sizeof(CrewState), 4 * 64 * 144 + 552 bytes. Synchronises once per piece of
+// D, three times per item, once per pick. Reads, per panel: features once, and kTile rows of them for each column tile.
+// Flops: 2 * kTile * N * D each.
 template <class T, Family family>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) crew_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();

@@ -37,6 +37,9 @@ constexpr int64_t kRaggedBlocks = 4096;
 // Blocks of a launch whose samples are worked on in phases, shared out among them: about as many as a GPU runs at once.
 constexpr int64_t kCrewBlocks = 256;
 
+// All tiles, looked at for the nearest other tokens, are at most so many items of work: enough to even out.
+constexpr int64_t kNearestItems = 4 * kCrewBlocks;
+
 // Coverage finds the gains of so many tokens as one item of work. Up to kGainsAlone tokens one block finds them all.
 constexpr int kGainTokens = 16;
 constexpr int64_t kGainsAlone = 256;

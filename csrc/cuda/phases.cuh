@@ -18,8 +18,9 @@ namespace idsel::cuda {
 
 constexpr int kItemBits = 28;
 constexpr uint64_t kItemMask = (uint64_t{1} << kItemBits) - 1;
-// A block that finds all items taken may have added one all the same: there is room for that.
-constexpr int64_t kMostItems = int64_t{1} << (kItemBits - 1);
+// The most items of a phase are the gains of kMaxTokens tokens. A block that finds all taken may have added one all the
+// same: there is room for that.
+static_assert((kMaxTokens / kGainTokens + 2) * 2 < int64_t{1} << kItemBits);
 
 IDSEL_DEVICE uint64_t word_of(Phase phase, int64_t items) {
     return static_cast<uint64_t>(phase) << 2 * kItemBits | static_cast<uint64_t>(items) << kItemBits;

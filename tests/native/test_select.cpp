@@ -113,6 +113,7 @@ void check_refused(idsel_status status, const char* word, Change&& change) {
 void test_refusals() {
     CHECK(idsel_select(nullptr) == IDSEL_INVALID);
     CHECK(idsel_workspace_bytes(nullptr) == -1);
+    CHECK(idsel_cuda_plan(nullptr, nullptr) == IDSEL_INVALID);
     check_refused(IDSEL_INVALID, "abi", [](idsel_args& a) { a.abi = 0; });
     check_refused(IDSEL_INVALID, "dim", [](idsel_args& a) { a.dim = 0; });
     check_refused(IDSEL_INVALID, "dtype", [](idsel_args& a) { a.dtype = 3; });
