@@ -213,15 +213,21 @@ def test_more_samples_than_one_launch_takes() -> None:
     check_selection(sel, **case.inputs(), rule=idsel.MMR(), k=counts).assert_ok(REGRET)
 
 
-def test_offsets_that_nobody_checked_stay_inside_the_tensors() -> None:
-    features = torch.ones(10, 4)
-    engine = dispatch._load(emulated.NAME)
-    assert not isinstance(engine, str)
-    for offsets in ([0, 99, 10], [5, 2, 10], [-7, 4, 10]):
+@pytest.mark.parametrize("budget", [0, 1])
+@pytest.mark.parametrize("rule", [idsel.Coverage(), idsel.MaxMin(), idsel.DPP()], ids=lambda rule: type(rule).__name__)
+def test_offsets_that_nobody_checked_stay_inside_the_tensors(
+    rule: idsel.Rule, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if budget and isinstance(rule, idsel.Coverage):
+        pytest.skip("needs the whole Gram")
+    features = clustered(1, 200, 4).features[0]
+    engine = _engine()
+    monkeypatch.setattr(engine, "gram_budget_bytes", budget)
+    for offsets in ([0, 999, 200], [100, 40, 200], [-7, 80, 200], [0, 150, 20, 200]):
         inputs = idsel.problem.Inputs(features, None, None, torch.tensor(offsets, dtype=torch.int32))
-        problem = idsel.problem.Problem.of(inputs, idsel.Coverage(), [3], False)
+        problem = idsel.problem.Problem.of(inputs, rule, [3], False)
         indices, _ = engine.run(problem, inputs)
-        assert (indices < 10).all()
+        assert (indices < 200).all()
 
 
 def _explained(tokens: int, k: int, rule: idsel.Rule, **more: torch.Tensor) -> idsel.Explanation:
