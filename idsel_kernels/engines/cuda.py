@@ -27,16 +27,13 @@ class CudaEngine:
 
     def __init__(self) -> None:
         self._counters_of: dict[tuple[int | None, int], torch.Tensor] = {}
+        self._failure = functools.cache(self._any_failure)
         self._failure_of = functools.cache(self._device_failure)
         self._plan_of = functools.lru_cache(1024)(self._plan)
 
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""
-        if failure := self._library_failure():
-            return [failure]
-        # One usable device is enough; which of them a problem is on comes later.
-        failures = [self._failure_of(index) for index in range(max(1, self._device_count()))]
-        return [] if None in failures else [failures[0] or ""]
+        return [failure] if (failure := self._failure()) else []
 
     def unsupported_reasons(self, problem: Problem) -> list[str]:
         """Why it cannot run this problem."""
@@ -115,6 +112,13 @@ class CudaEngine:
 
     def _rule_ids(self) -> frozenset[int]:
         return _native.rule_ids()
+
+    def _any_failure(self) -> str | None:
+        """Why the library cannot run on any device; which of them a problem is on comes later."""
+        if failure := self._library_failure():
+            return failure
+        failures = [self._failure_of(index) for index in range(max(1, self._device_count()))]
+        return None if None in failures else failures[0]
 
     def _device_failure(self, index: int) -> str | None:
         """Why the library cannot run on a device."""
