@@ -22,7 +22,7 @@ BUILD = ROOT / "build" / "emulator"
 
 
 def build() -> None:
-    """What `make emulator` does; one process at a time, the others then find it done."""
+    """Builds the module; one process at a time, the others then find it done."""
     import pybind11
 
     BUILD.mkdir(parents=True, exist_ok=True)
