@@ -1,5 +1,7 @@
 #include "cpu/coverage_model.h"
 
+#include <algorithm>
+
 namespace idsel::cpu {
 
 CoverageModel::CoverageModel(const Coverage& rule, Run& run)
@@ -27,12 +29,16 @@ CoverageModel::CoverageModel(const Coverage& rule, Run& run)
     if (!lazy_) run.similarity.make_gram();
 }
 
-int64_t CoverageModel::advance(int64_t j) {
+int64_t CoverageModel::advance(const int64_t* tokens, int64_t count) {
+    std::for_each(tokens, tokens + count, [this](int64_t j) { advance(j); });
+    return 0;  // rows count themselves
+}
+
+void CoverageModel::advance(int64_t j) {
     const auto at = static_cast<size_t>(j);
     if (!run_.similarity.has_gram() && !rows_[at]) provide_row(j);
     gain_[at] = run_.similarity.kernels().gain(row(j), cover_.data(), run_.sample.n);
     version_[at] = picked_;
-    return 0;  // rows count themselves
 }
 
 void CoverageModel::provide_row(int64_t j) {
@@ -76,7 +82,7 @@ void CoverageModel::compute_row(int64_t j) {
 
 // The rows still needed for this pick are at most those whose bound exceeds the best exact priority known.
 bool CoverageModel::gram_pays(int64_t j) const {
-    float best = WinnerTree::kNone;
+    float best = kNoKey;
     for (int64_t i = 0; i < run_.sample.n; ++i) {
         if (run_.competes(i) && fresh(i) && key(i) > best) best = key(i);
     }
@@ -85,7 +91,7 @@ bool CoverageModel::gram_pays(int64_t j) const {
         rows += run_.competes(i) && !rows_[static_cast<size_t>(i)] && key(i) > best;
     }
     // Nothing exact yet: one row tells more.
-    if (best == WinnerTree::kNone && rows_computed_ == 0 && key(j) > best) return false;
+    if (best == kNoKey && rows_computed_ == 0 && key(j) > best) return false;
     return planner_.rows_cost(static_cast<double>(rows), 0) > planner_.gram_cost();
 }
 

@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "cpu/greedy.h"
-#include "cpu/winner_tree.h"
+#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
 
 class CoverageModel {
   public:
-    static constexpr bool kSweeps = false;  // it shares out a row, not tokens
+    static constexpr bool kShared = false;  // it shares out a row, not tokens
 
     CoverageModel(const Coverage& rule, Run& run);
 
@@ -25,17 +25,19 @@ class CoverageModel {
 
     float key(int64_t j) const {
         const float priority = rule_.priority(gain_[static_cast<size_t>(j)], saliency_[static_cast<size_t>(j)]);
-        return priority > WinnerTree::kNone ? priority : WinnerTree::kNone;
+        return priority > kNoKey ? priority : kNoKey;
     }
     bool eligible(int64_t) const { return true; }
     bool fresh(int64_t j) const { return version_[static_cast<size_t>(j)] == picked_; }
 
-    int64_t advance(int64_t j);
+    int64_t progress(int64_t) const { return 0; }
+    int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
     static constexpr bool kDense = false;  // decided in advance(), where the rows are computed
     int64_t missing(int64_t) const { return 0; }
 
   private:
+    void advance(int64_t j);
     const float* row(int64_t j) const;
     void provide_row(int64_t j);
     void compute_row(int64_t j);

@@ -1,11 +1,11 @@
 // The dense path: after every pick all priorities are brought up to date, from the whole Gram or from one row of it.
-#include <atomic>
+#include <vector>
 
 #include "cpu/coverage_model.h"
 #include "cpu/dpp_model.h"
 #include "cpu/greedy.h"
 #include "cpu/row_model.h"
-#include "cpu/winner_tree.h"
+#include "cpu/leaders.h"
 
 namespace idsel::cpu {
 namespace {
@@ -23,7 +23,7 @@ void settle_who_competes(Model& model, Run& run, std::vector<uint8_t>& eligible)
 template <class Model>
 int64_t best_token(const Model& model, const Run& run, const std::vector<uint8_t>& eligible) {
     int64_t best = -1;
-    float best_key = WinnerTree::kNone;
+    float best_key = kNoKey;
     for (int64_t j = 0; j < run.sample.n; ++j) {
         if (!eligible[static_cast<size_t>(j)] || !run.competes(j)) continue;
         const float key = model.key(j);
@@ -52,24 +52,19 @@ void prepare_source(Model& model, Run& run) {
 
 template <class Model>
 void dense_greedy(Model& model, Run& run) {
-    Similarity& similarity = run.similarity;
     std::vector<uint8_t> eligible(static_cast<size_t>(run.sample.n));
     settle_who_competes(model, run, eligible);
     prepare_source(model, run);
-    // A token takes nanoseconds with a Gram, and waking a thread thousands of them.
-    const int64_t grain = similarity.has_gram() ? 4096 : 16;
+    Advance<Model> advance(model, run);
+    std::vector<int64_t> tokens;
     while (!run.done()) {
         if (model.due()) model.begin();
-        std::atomic<int64_t> dots{0};
-        similarity.team().parallel_for(run.sample.n, grain, [&](int64_t begin, int64_t end) {
-            int64_t mine = 0;
-            for (int64_t j = begin; j < end; ++j) {
-                if (!eligible[static_cast<size_t>(j)] || !run.competes(j)) continue;
-                while (!model.fresh(j)) mine += model.advance(j);
-            }
-            dots.fetch_add(mine, std::memory_order_relaxed);
-        });
-        similarity.count_dots(dots.load());
+        tokens.clear();
+        for (int64_t j = 0; j < run.sample.n; ++j) {
+            if (eligible[static_cast<size_t>(j)] && run.competes(j) && !model.fresh(j)) tokens.push_back(j);
+        }
+        advance(
+            tokens, [](int64_t) { return true; }, [](int64_t) { return true; });
         const int64_t best = best_token(model, run, eligible);
         if (best < 0) return;
         const Pick pick{best, model.key(best)};

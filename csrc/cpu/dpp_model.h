@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "cpu/greedy.h"
-#include "cpu/winner_tree.h"
+#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
 
 class DppModel {
   public:
-    static constexpr bool kSweeps = true;
+    static constexpr bool kShared = true;
 
     DppModel(const DPP& rule, Run& run) : rule_(rule), run_(run) {
         const int64_t n = run.sample.n;
@@ -34,17 +34,21 @@ class DppModel {
     float key(int64_t j) const { return rule_.priority(d(j), rank_floor_); }
     // A zero row has L_jj = 0, which is found out when its norm is.
     bool eligible(int64_t j) { return run_.similarity.nonzero(j); }
-    bool fresh(int64_t j) const { return seen(j) >= picked() || key(j) == WinnerTree::kNone; }
+    bool fresh(int64_t j) const { return seen(j) >= picked() || key(j) == kNoKey; }
 
-    int64_t advance(int64_t j) {
-        const Pick& pick = picks_[static_cast<size_t>(seen(j))];
-        const float c = run_.similarity(pick.token, j);
-        const int64_t step = seen_[static_cast<size_t>(j)]++;
-        const float overlap = run_.similarity.kernels().dot[IDSEL_FLOAT32](history(pick.token), history(j), step);
-        const float e = rule_.component(quality(pick.token), c, quality(j), overlap, pick.priority);
-        history(j)[step] = e;
-        d(j) = rule_.absorb(d(j), e);
-        return run_.similarity.has_gram() ? 0 : 1;
+    int64_t progress(int64_t j) const { return seen(j); }
+
+    int64_t advance(const int64_t* tokens, int64_t count) {
+        const int64_t first = seen(tokens[0]), picks = std::min(kDotsRows, picked() - first);
+        const Pick* unseen = &picks_[static_cast<size_t>(first)];
+        int64_t picked[kDotsRows];
+        for (int64_t i = 0; i < picks; ++i) picked[i] = unseen[i].token;
+        float c[kDotsRows * kDotsStride];
+        run_.similarity.tile(tokens, count, picked, picks, c);
+        for (int64_t i = 0; i < count; ++i) {
+            for (int64_t p = 0; p < picks; ++p) absorb(tokens[i], unseen[p], c[i * kDotsStride + p]);
+        }
+        return count * picks;
     }
 
     bool take(const Pick& pick) {
@@ -62,6 +66,14 @@ class DppModel {
     int64_t picked() const { return static_cast<int64_t>(picks_.size()); }
     float quality(int64_t j) const { return rule_.quality(run_.sample.importance[static_cast<size_t>(j)]); }
     float* history(int64_t j) { return history_.get() + j * width_; }
+
+    void absorb(int64_t j, const Pick& pick, float c) {
+        const int64_t step = seen_[static_cast<size_t>(j)]++;
+        const float overlap = run_.similarity.kernels().dot[IDSEL_FLOAT32](history(pick.token), history(j), step);
+        const float e = rule_.component(quality(pick.token), c, quality(j), overlap, pick.priority);
+        history(j)[step] = e;
+        d(j) = rule_.absorb(d(j), e);
+    }
 
     // The largest L_jj of a token that takes part: norms are read from the top down until one is positive.
     float largest() {

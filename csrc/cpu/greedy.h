@@ -5,18 +5,25 @@
 //   bool lazy()             whether priorities never rise, as far as is known before the first pick
 //   void begin()            the first pick has become visible: priorities are no longer the first ones
 //   bool begun(), due()     whether that has happened, whether it has to
-//   float key(j)            priority of token j, or the bound on it; WinnerTree::kNone for tier 1
+//   float key(j)            priority of token j, or the bound on it; kNoKey for tier 1
 //   bool eligible(j)        false if j turns out never to have a priority; asked when it comes up for a pick
 //   bool fresh(j)           whether key(j) is exact
-//   int64_t advance(j)      brings it a step nearer and returns the dot products that took; safe in parallel for
-//                           different tokens whose norms are known, if kSweeps or there is a Gram
-//   kSweeps                 see there
+//   int64_t progress(j)     how many picks it has absorbed, in the sense of what follows
+//   int64_t advance(tokens, count)
+//                           brings tokens of the same progress some steps nearer, at most kDotsRows of them, whose norms
+//                           are all known or all not, and returns the similarities that took. If one is not finite, its
+//                           key means nothing afterwards. Safe in parallel for different tokens, if kShared or there is
+//                           a Gram
+//   kShared                 see there
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
 //   kDense                  whether the dense path may be less work
 //   int64_t missing(j)      picks that j has not absorbed and could
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "cpu/planner.h"
@@ -67,6 +74,85 @@ int64_t stale_pairs(const Model& model, const Run& run) {
     for (int64_t j = 0; j < run.sample.n; ++j) pairs += run.competes(j) ? model.missing(j) : 0;
     return pairs;
 }
+
+// Lets tokens absorb picks: those that are alike in what they have absorbed together, so that what is read of a pick
+// serves several of them.
+template <class Model>
+class Advance {
+  public:
+    Advance(Model& model, Run& run) : model_(model), run_(run) {}
+
+    // Until each is exact or not `open(token)` any more; by several threads if `share(similarities)`, given how many
+    // there are at most.
+    template <class Open, class Share>
+    void operator()(const std::vector<int64_t>& tokens, const Open& open, const Share& share) {
+        make_tiles(tokens);
+        const auto count = static_cast<int64_t>(tiles_.size());
+        const bool shared = !run_.similarity.has_gram() && count > 1 && share(most_similarities());
+        std::atomic<int64_t> dots{0};
+        run_.similarity.team().parallel_for(count, shared ? 1 : count, [&](int64_t begin, int64_t end) {
+            int64_t mine = 0;
+            for (int64_t at = begin; at < end; ++at) mine += finish(tiles_[static_cast<size_t>(at)], open);
+            dots.fetch_add(mine, std::memory_order_relaxed);
+        });
+        if (!run_.similarity.has_gram()) run_.similarity.count_dots(dots.load());
+    }
+
+  private:
+    struct Tile {
+        int64_t* tokens;
+        int64_t count;
+    };
+
+    // Sorts tokens by class, in which they keep their order, and parts each class.
+    void make_tiles(const std::vector<int64_t>& tokens) {
+        sort_by_class(tokens);
+        tiles_.clear();
+        int64_t* const end = tokens_.data() + tokens_.size();
+        for (int64_t* at = tokens_.data(); at < end;) {
+            int64_t count = 1;
+            while (count < kDotsRows && at + count < end && class_of(at[count]) == class_of(*at)) ++count;
+            tiles_.push_back({at, count});
+            at += count;
+        }
+    }
+
+    void sort_by_class(const std::vector<int64_t>& tokens) {
+        starts_.assign(2 * run_.picks.size() + 4, 0);
+        for (int64_t j : tokens) ++starts_[class_of(j) + 1];
+        std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+        tokens_.resize(tokens.size());
+        for (int64_t j : tokens) tokens_[starts_[class_of(j)]++] = j;
+    }
+
+    size_t class_of(int64_t j) const {
+        return 2 * static_cast<size_t>(model_.progress(j)) + run_.similarity.norm_known(j);
+    }
+
+    int64_t most_similarities() const {
+        int64_t most = 0;
+        for (const Tile& tile : tiles_) most += tile.count * model_.missing(tile.tokens[0]);
+        return most;
+    }
+
+    // They stay alike, as long as they stay.
+    template <class Open>
+    int64_t finish(Tile tile, const Open& open) {
+        const auto done = [&](int64_t j) { return model_.fresh(j) || !open(j); };
+        int64_t dots = 0;
+        while (tile.count > 0) {
+            dots += model_.advance(tile.tokens, tile.count);
+            tile.count = std::remove_if(tile.tokens, tile.tokens + tile.count, done) - tile.tokens;
+        }
+        return dots;
+    }
+
+    Model& model_;
+    Run& run_;
+    std::vector<int64_t> tokens_;
+    std::vector<size_t> starts_;
+    std::vector<Tile> tiles_;
+};
 
 // All of it for one sample.
 template <class Model>

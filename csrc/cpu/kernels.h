@@ -18,11 +18,19 @@ constexpr int64_t kBlock = 512;
 // Rows handed to `gram_tile` come in multiples of this, so that every instruction set's register tile divides it.
 constexpr int64_t kRowMultiple = 12;
 
+// Rows that `dots` takes on either side, and what it writes for one of a: a number per row of b and the square.
+constexpr int64_t kDotsRows = 4;
+constexpr int64_t kDotsStride = kDotsRows + 1;
+
 struct Kernels {
     idsel_isa isa;
     const char* name;
     // <a, b> over dim elements; by dtype.
     float (*dot[3])(const void* a, const void* b, int64_t dim);
+    // out[i * kDotsStride + j] = <a[i], b[j]>, and with `squares` the next of each i is <a[i], a[i]>; at least one and
+    // at most kDotsRows rows on either side. Everything is read once; by dtype.
+    void (*dots[3])(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares,
+                    int64_t dim, float* out);
     // `count` elements as float32 in the order of the lanes, filled up to whole vectors with zeros; by dtype.
     void (*to_lanes[3])(const void* from, int64_t count, float* to);
     // c[i * c_stride + j] += the block dot product of row i of a and row j of b. Rows are `stride` apart and `length`

@@ -59,6 +59,91 @@ float dot(const void* a_data, const void* b_data, int64_t dim) {
     return total + sums.sum();
 }
 
+// out[i] += the dot product of kBlocks whole blocks of a and b[i]: all the sums side by side.
+template <class V, class T, int kCount, int kBlocks>
+inline void add_blocks_of(const T* a, const T* const* b, float* out) {
+    V sums[kBlocks][kCount];
+    for (int s = 0; s < kBlocks; ++s) {
+        for (int i = 0; i < kCount; ++i) sums[s][i] = V::zero();
+    }
+    for (int64_t d = 0; d < kBlock; d += kLanes) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kBlocks; ++s) {
+            const V part = V::load(a + s * kBlock + d);
+#pragma GCC unroll 8
+            for (int i = 0; i < kCount; ++i) {
+                sums[s][i] = V::multiply_add(part, V::load(b[i] + s * kBlock + d), sums[s][i]);
+            }
+        }
+    }
+    for (int s = 0; s < kBlocks; ++s) {
+        for (int i = 0; i < kCount; ++i) out[i] += sums[s][i].sum();
+    }
+}
+
+// The same of what is left, less than a block.
+template <class V, class T, int kCount>
+inline void add_rest_of(const T* a, const T* const* b, int64_t length, float* out) {
+    V sums[kCount];
+    for (int i = 0; i < kCount; ++i) sums[i] = V::zero();
+    int64_t d = 0;
+    for (; d + kLanes <= length; d += kLanes) {
+        const V part = V::load(a + d);
+#pragma GCC unroll 8
+        for (int i = 0; i < kCount; ++i) sums[i] = V::multiply_add(part, V::load(b[i] + d), sums[i]);
+    }
+    if (d < length) {
+        const V part = load_part<V>(a + d, length - d);
+        for (int i = 0; i < kCount; ++i) {
+            sums[i] = V::multiply_add(part, load_part<V>(b[i] + d, length - d), sums[i]);
+        }
+    }
+    for (int i = 0; i < kCount; ++i) out[i] += sums[i].sum();
+}
+
+// kCount sums for each row of a, the last of them its square if there are `squares`. What is read of b stays in the
+// first-level cache while the rows of a pass by.
+template <class V, class T, int kCount>
+void dots_of(const void* const* a, int64_t rows_a, const void* const* b, bool squares, int64_t dim, float* out) {
+    constexpr int kBlocks = kCount > 2 ? 1 : 4 / kCount;  // as many sums as hide the time that one takes
+    const T* others[kCount];
+    for (int i = 0; i < kCount; ++i) others[i] = static_cast<const T*>(squares && i == kCount - 1 ? a[0] : b[i]);
+    const auto step = [&](int64_t at, const auto& add) {
+        for (int64_t row = 0; row < rows_a; ++row) {
+            const T* of_row = static_cast<const T*>(a[row]) + at;
+            const T* of_others[kCount];
+            for (int i = 0; i < kCount; ++i) of_others[i] = others[i] + at;
+            if (squares) of_others[kCount - 1] = of_row;
+            add(of_row, of_others, out + row * kDotsStride);
+        }
+    };
+    int64_t at = 0;
+    for (; at + kBlocks * kBlock <= dim; at += kBlocks * kBlock) {
+        step(at, [](const T* row, const T* const* from, float* to) {
+            add_blocks_of<V, T, kCount, kBlocks>(row, from, to);
+        });
+    }
+    for (; at < dim; at += kBlock) {
+        const int64_t length = dim - at < kBlock ? dim - at : kBlock;
+        step(at, [length](const T* row, const T* const* from, float* to) {
+            add_rest_of<V, T, kCount>(row, from, length, to);
+        });
+    }
+}
+
+template <class V, class T>
+void dots(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares, int64_t dim,
+          float* out) {
+    for (int64_t i = 0; i < rows_a * kDotsStride; ++i) out[i] = 0.0f;
+    switch (rows_b + squares) {
+        case 1: return dots_of<V, T, 1>(a, rows_a, b, squares, dim, out);
+        case 2: return dots_of<V, T, 2>(a, rows_a, b, squares, dim, out);
+        case 3: return dots_of<V, T, 3>(a, rows_a, b, squares, dim, out);
+        case 4: return dots_of<V, T, 4>(a, rows_a, b, squares, dim, out);
+        default: return dots_of<V, T, 5>(a, rows_a, b, squares, dim, out);
+    }
+}
+
 template <class V, class T>
 void to_lanes(const void* from_data, int64_t count, float* to) {
     const T* from = static_cast<const T*>(from_data);
@@ -112,6 +197,7 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
     return {isa,
             name,
             {dot<V, float>, dot<V, Half>, dot<V, BFloat16>},
+            {dots<V, float>, dots<V, Half>, dots<V, BFloat16>},
             {to_lanes<V, float>, to_lanes<V, Half>, to_lanes<V, BFloat16>},
             gram_tile<V>,
             gain<V>};

@@ -1,47 +1,16 @@
-// Exact lazy greedy (Minoux 1978). Priorities never rise, so a stale one is an upper bound: only the token on top is
-// brought up to date, and it is picked if it is still on top when it is exact. docs/cpu_engine.md has the proofs.
+// Exact lazy greedy (Minoux 1978). Priorities never rise, so a stale one is an upper bound: only tokens on top are
+// brought up to date, and the one on top is picked if it is exact. docs/cpu_engine.md has the proofs.
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "cpu/coverage_model.h"
 #include "cpu/dpp_model.h"
 #include "cpu/greedy.h"
 #include "cpu/row_model.h"
-#include "cpu/winner_tree.h"
+#include "cpu/leaders.h"
 
 namespace idsel::cpu {
 namespace {
-
-template <class Model>
-void rebuild(WinnerTree& tree, const Model& model, const Run& run) {
-    for (int64_t j = 0; j < run.sample.n; ++j) tree.set(j, run.competes(j) ? model.key(j) : WinnerTree::kNone);
-    tree.build();
-}
-
-// Brings all tokens whose bound exceeds `exact` a step nearer at once, where that is worth sharing out: nearly all
-// of them would come up one by one.
-template <class Model>
-void sweep(WinnerTree& tree, Model& model, Run& run, float exact) {
-    std::vector<int64_t> tokens;
-    for (int64_t j = 0; j < run.sample.n; ++j) {
-        if (tree.key(j) > exact && !model.fresh(j)) tokens.push_back(j);
-    }
-    const auto count = static_cast<int64_t>(tokens.size());
-    if (!Planner::sweep_pays(count, run.sample.dim)) return;
-    run.similarity.know_norms(tokens);
-    tokens.erase(std::remove_if(tokens.begin(), tokens.end(), [&](int64_t j) { return !run.similarity.finite(j); }),
-                 tokens.end());
-    std::atomic<int64_t> dots{0};
-    run.similarity.team().parallel_for(static_cast<int64_t>(tokens.size()), 16, [&](int64_t begin, int64_t end) {
-        int64_t mine = 0;
-        for (int64_t at = begin; at < end; ++at) mine += model.advance(tokens[static_cast<size_t>(at)]);
-        dots.fetch_add(mine, std::memory_order_relaxed);
-    });
-    run.similarity.count_dots(dots.load());
-    for (int64_t j : tokens) tree.set(j, model.key(j));
-    tree.build();
-}
 
 // The lazy loop of one sample.
 template <class Model>
@@ -50,27 +19,23 @@ class Lazy {
     Lazy(Model& model, Run& run)
         : model_(model),
           run_(run),
-          tree_(run.sample.n),
+          advance_(model, run),
+          leaders_(run.sample.n),
           planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), run.similarity.gram_fits_budget()) {}
 
     bool pick_all() {
-        rebuild(tree_, model_, run_);
-        begin_round();
+        rebuild();
         while (!run_.done()) {
             if (model_.due()) {
                 model_.begin();
-                rebuild(tree_, model_, run_);
-                untouched_ = true;
+                rebuild();
             }
-            const int64_t top = tree_.top();
-            if (tree_.top_key() == WinnerTree::kNone) return true;
-            if (!run_.similarity.finite(top)) {
-                run_.demote(top);
-                tree_.update(top, WinnerTree::kNone);
-            } else if (!model_.eligible(top)) {
-                tree_.update(top, WinnerTree::kNone);
-            } else if (!model_.fresh(top)) {
-                advance(top);
+            const int64_t top = leaders_.top();
+            if (leaders_.key(top) == kNoKey) return true;
+            if (!model_.fresh(top)) {
+                bring_nearer();
+            } else if (!usable(top)) {
+                leaders_.update(top, kNoKey);
             } else if (!take(top)) {
                 return run_.done();
             }
@@ -79,52 +44,132 @@ class Lazy {
     }
 
   private:
-    // While no token has absorbed anything, bounds say little, and for some rules all tokens come up. So once, after so
-    // many have come up one by one, those still above the best of them do together. Later a bound says so much that
-    // this would more than double the work.
-    static constexpr int kProbes = 12;
-
-    void begin_round() {
-        counted_ = run_.similarity.dots();
-        untouched_ = false;
-        exact_ = WinnerTree::kNone;
+    void rebuild() {
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            leaders_.set(j, run_.competes(j) ? model_.key(j) : kNoKey);
+        }
+        leaders_.refresh();
     }
 
-    void advance(int64_t top) {
-        run_.similarity.count_dots(model_.advance(top));
-        const float key = model_.key(top);
-        tree_.update(top, key);
-        if (model_.fresh(top) && key > exact_) exact_ = key;
-        if (Model::kSweeps && untouched_ && ++probes_ == kProbes) sweep(tree_, model_, run_, exact_);
+    bool usable(int64_t token) {
+        if (run_.similarity.finite(token)) return model_.eligible(token);
+        run_.demote(token);
+        return false;
+    }
+
+    // Whether a token of this key may be picked before the best exact one known.
+    bool may_win(int64_t token, float key) const { return key > exact_ || (key == exact_ && token < exact_token_); }
+
+    // Brings tokens on top nearer, several at a time: what is read of a pick then serves several of them, and threads
+    // have something to share. Little is done in vain: half as many as this pick has taken so far, or a few that are
+    // alike. Those few have the largest bounds, so that they will come up sooner or later.
+    void bring_nearer() {
+        if (portion() > run_.sample.n / 16) {
+            settle_rivals();
+        } else {
+            take_top_stale();
+            for (int64_t token : advance()) leaders_.update(token, leaders_.key(token));
+        }
+    }
+
+    int64_t portion() const {
+        if (!Model::kShared) return 1;
+        return std::max((looked_ + looked_before_ / 2) / 2, std::min(kFew, run_.remaining()));
+    }
+    static constexpr int64_t kFew = 2 * kDotsRows;
+
+    // tokens_: a portion of the stale tokens from the top, which are above all exact ones; few only if they are alike.
+    // They have no key then.
+    void take_top_stale() {
+        tokens_.clear();
+        others_.clear();
+        const int64_t most = portion(), progress = model_.progress(leaders_.top());
+        for (int64_t tries = most > kFew ? most : 2 * most; tries > 0; --tries) {
+            const int64_t top = leaders_.top();
+            if (leaders_.key(top) == kNoKey || model_.fresh(top)) break;
+            if (most > kFew || model_.progress(top) == progress) {
+                tokens_.push_back(top);
+            } else {
+                others_.push_back(top);
+            }
+            leaders_.update(top, kNoKey);
+            if (static_cast<int64_t>(tokens_.size()) == most) break;
+        }
+        for (int64_t token : others_) leaders_.update(token, model_.key(token));
+    }
+
+    // Brings all stale tokens that may win nearer, in portions, until none is left. From the top one by one, so many
+    // would take longer.
+    void settle_rivals() {
+        rivals_.clear();
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            if (may_win(j, leaders_.key(j)) && !model_.fresh(j)) rivals_.push_back(j);
+        }
+        while (!rivals_.empty()) {
+            take_largest_rivals();
+            advance();
+            const auto beaten = [this](int64_t j) { return !may_win(j, leaders_.key(j)) || model_.fresh(j); };
+            rivals_.erase(std::remove_if(rivals_.begin(), rivals_.end(), beaten), rivals_.end());
+        }
+        leaders_.refresh();
+    }
+
+    // tokens_: a portion of rivals_, those of the largest keys.
+    void take_largest_rivals() {
+        const int64_t most = std::min(portion(), static_cast<int64_t>(rivals_.size()));
+        const auto larger = [this](int64_t a, int64_t b) { return leaders_.key(a) > leaders_.key(b); };
+        std::nth_element(rivals_.begin(), rivals_.begin() + (most - 1), rivals_.end(), larger);
+        tokens_.assign(rivals_.begin(), rivals_.begin() + most);
+    }
+
+    // Lets each of tokens_ absorb picks until it is exact or cannot win, and sets its key without its leader.
+    const std::vector<int64_t>& advance() {
+        advance_(
+            tokens_, [this](int64_t j) { return may_win(j, model_.key(j)); },
+            [this](int64_t dots) { return planner_.sharing_pays(dots, run_.similarity.team().started()); });
+        for (int64_t token : tokens_) {
+            float key = model_.key(token);
+            if (key > kNoKey && !usable(token)) key = kNoKey;
+            if (model_.fresh(token) && may_win(token, key)) {
+                exact_ = key;
+                exact_token_ = token;
+            }
+            leaders_.set(token, key);
+        }
+        looked_ += static_cast<int64_t>(tokens_.size());
+        return tokens_;
     }
 
     // False when the loop is over: all picked, or the dense path should go on.
     bool take(int64_t top) {
-        const Pick pick{top, tree_.top_key()};
+        const Pick pick{top, leaders_.key(top)};
         run_.take(pick.token, pick.priority);
-        tree_.update(top, WinnerTree::kNone);
+        leaders_.update(top, kNoKey);
         if (run_.done() || !model_.take(pick)) return false;
         planner_.count_pick(run_.similarity.dots() - counted_);
-        begin_round();
-        return run_.similarity.has_gram() || !dense_pays();
-    }
-
-    // Whether the rest is less work on the dense path. Counting pairs is dear, so first as if there were none.
-    bool dense_pays() const {
-        if (!Model::kDense) return false;
-        const auto picks = static_cast<double>(run_.remaining());
-        return planner_.dense_pays(picks, 0) &&
-               planner_.dense_pays(picks, static_cast<double>(stale_pairs(model_, run_)));
+        counted_ = run_.similarity.dots();
+        looked_before_ = looked_;
+        looked_ = 0;
+        exact_ = kNoKey;
+        exact_token_ = 0;
+        return run_.similarity.has_gram() || !Model::kDense ||
+               !planner_.gram_pays(static_cast<double>(run_.remaining()));
     }
 
     Model& model_;
     Run& run_;
-    WinnerTree tree_;
+    Advance<Model> advance_;
+    Leaders leaders_;
     Planner planner_;
-    int64_t counted_ = 0;     // dot products before this pick
-    float exact_ = 0;         // the best exact priority met for this pick
-    bool untouched_ = false;  // this is the first pick for which tokens absorb any
-    int probes_ = 0;
+    std::vector<int64_t> tokens_;  // to be brought nearer next
+    std::vector<int64_t> others_;  // met among them, not alike
+    std::vector<int64_t> rivals_;  // stale tokens that may win
+    int64_t counted_ = 0;        // dot products before this pick
+    int64_t looked_ = 0;         // tokens brought nearer for this pick
+    int64_t looked_before_ = 0;  // and for the one before
+    // The best exact priority met for this pick, and its token.
+    float exact_ = kNoKey;
+    int64_t exact_token_ = 0;
 };
 
 }  // namespace

@@ -9,8 +9,8 @@ namespace idsel::cpu {
 // Costs in nanoseconds of the machine on which they were fitted (docs/cpu_engine.md). Only their ratios matter, and
 // only for speed: every path picks the same tokens.
 struct Costs {
-    // One similarity on demand: a dot product from memory, the rule, and a new place in the tree.
-    static double lazy(int64_t dim) { return 45.0 + 0.11 * static_cast<double>(dim); }
+    // One similarity on demand, several of a token from one reading of its features: those, the rule, and the search.
+    static double lazy(int64_t dim) { return 40.0 + 0.07 * static_cast<double>(dim); }
     // One similarity of a row, all tokens in turn.
     static double row(int64_t dim) { return 12.0 + 0.10 * static_cast<double>(dim); }
     // One of the n * (n - 1) / 2 similarities of a Gram.
@@ -31,14 +31,13 @@ class Planner {
     bool gram_beats_rows(double picks, double stale) const {
         return gram_fits_ && gram_cost() + picks * n_ * Costs::kStep < rows_cost(picks, stale);
     }
-    double dense_cost(double picks, double stale) const {
-        const double rows = rows_cost(picks, stale);
-        return gram_beats_rows(picks, stale) ? gram_cost() + picks * n_ * Costs::kStep : rows;
-    }
 
-    // Whether bringing `tokens` tokens nearer is enough work to share out among threads: 60 microseconds of it.
-    static bool sweep_pays(int64_t tokens, int64_t dim) {
-        return tokens > 32 && static_cast<double>(tokens) * Costs::lazy(dim) > 60e3;
+    // Whether computing `dots` similarities on demand should be shared out among threads. They are called once as much
+    // has been done without them as calling them costs.
+    bool sharing_pays(int64_t dots, bool started) {
+        const double work = static_cast<double>(dots) * Costs::lazy(dim_);
+        alone_ += work;
+        return work > 5e3 && (started || alone_ > 30e3);
     }
 
     // After a pick, for which `evaluations` similarities were computed on demand.
@@ -46,9 +45,10 @@ class Planner {
         const auto fresh = static_cast<double>(evaluations);
         rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
     }
-    // Whether `picks` more picks at the present rate cost more than the dense path.
-    bool dense_pays(double picks, double stale) const {
-        return picks * rate_ * Costs::lazy(dim_) > dense_cost(picks, stale);
+    // Whether `picks` more picks at the present rate cost more than the Gram and its look-ups. Rows of it never cost
+    // less than laziness, which computes some of the same similarities.
+    bool gram_pays(double picks) const {
+        return gram_fits_ && picks * rate_ * Costs::lazy(dim_) / threads_ > gram_cost() + picks * n_ * Costs::kStep;
     }
 
   private:
@@ -58,6 +58,7 @@ class Planner {
     bool gram_fits_;
     int64_t picks_ = 0;
     double rate_ = 0;
+    double alone_ = 0;
 };
 
 }  // namespace idsel::cpu

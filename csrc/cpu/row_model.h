@@ -1,12 +1,13 @@
 // Rules with one value per token, for which a pick means one row of the Gram.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/greedy.h"
-#include "cpu/winner_tree.h"
+#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
@@ -14,7 +15,7 @@ namespace idsel::cpu {
 template <class Rule>
 class RowModel {
   public:
-    static constexpr bool kSweeps = true;
+    static constexpr bool kShared = true;
 
     RowModel(const Rule& rule, Run& run) : rule_(rule), run_(run) {
         const int64_t n = run.sample.n;
@@ -39,21 +40,29 @@ class RowModel {
 
     float key(int64_t j) const {
         const float priority = begun_ ? rule_.priority(state(j), importance(j)) : state(j);
-        return priority > WinnerTree::kNone ? priority : WinnerTree::kNone;  // NaN is none too
+        return priority > kNoKey ? priority : kNoKey;  // NaN is none too
     }
     bool eligible(int64_t) const { return true; }
     bool fresh(int64_t j) const { return seen(j) >= visible() || is_settled(j); }
 
-    int64_t advance(int64_t j) {
-        const Pick& pick = picks_[static_cast<size_t>(seen_[static_cast<size_t>(j)]++)];
-        if constexpr (std::is_same_v<Rule, HardSuppress>) {
-            if (rule_.within_radius(pick.token, j)) {
-                state(j) = WinnerTree::kNone;
-                return 0;
+    int64_t progress(int64_t j) const { return seen(j); }
+
+    int64_t advance(const int64_t* tokens, int64_t count) {
+        const int64_t first = seen(tokens[0]), picks = std::min(kDotsRows, visible() - first);
+        int64_t picked[kDotsRows], far[kDotsRows], far_count = 0;
+        for (int64_t i = 0; i < picks; ++i) picked[i] = picks_[static_cast<size_t>(first + i)].token;
+        for (int64_t i = 0; i < count; ++i) {
+            if (suppressed_by_place(tokens[i], picked, picks)) {
+                state(tokens[i]) = kNoKey;
+            } else {
+                far[far_count++] = tokens[i];
             }
         }
-        state(j) = rule_.absorb(state(j), run_.similarity(pick.token, j), pick.priority);
-        return run_.similarity.has_gram() ? 0 : 1;
+        if (far_count == 0) return 0;
+        float c[kDotsRows * kDotsStride];
+        run_.similarity.tile(far, far_count, picked, picks, c);
+        for (int64_t i = 0; i < far_count; ++i) absorb(far[i], first, picks, c + i * kDotsStride);
+        return far_count * picks;
     }
 
     bool take(const Pick& pick) {
@@ -75,6 +84,24 @@ class RowModel {
     int64_t visible() const { return rule_.visible(static_cast<int64_t>(picks_.size())); }
     bool is_settled(int64_t j) const { return !raised_ && begun_ && rule_.settled(state(j)); }
 
+    void absorb(int64_t j, int64_t first, int64_t picks, const float* c) {
+        float value = state(j);
+        for (int64_t i = 0; i < picks; ++i) {
+            value = rule_.absorb(value, c[i], picks_[static_cast<size_t>(first + i)].priority);
+        }
+        state(j) = value;
+        seen_[static_cast<size_t>(j)] = static_cast<int32_t>(first + picks);
+    }
+
+    bool suppressed_by_place([[maybe_unused]] int64_t j, [[maybe_unused]] const int64_t* picked,
+                             [[maybe_unused]] int64_t picks) const {
+        if constexpr (std::is_same_v<Rule, HardSuppress>) {
+            return std::any_of(picked, picked + picks, [&](int64_t i) { return rule_.within_radius(i, j); });
+        } else {
+            return false;
+        }
+    }
+
     // MaxMin's first pick: the given start, or the token whose nearest other token is farthest.
     void start_apart() {
         if (rule_.first < 0) {
@@ -83,7 +110,7 @@ class RowModel {
             run_.path = run_.similarity.has_gram() ? IDSEL_PATH_GRAM : IDSEL_PATH_LAZY;
             return;
         }
-        for (float& value : state_) value = WinnerTree::kNone;
+        for (float& value : state_) value = kNoKey;
         const auto usable = [this](int64_t j) { return run_.competes(j) && run_.similarity.finite(j); };
         int64_t first = rule_.first;
         if (first >= run_.sample.n || !usable(first)) {

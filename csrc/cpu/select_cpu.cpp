@@ -17,6 +17,7 @@ namespace idsel::cpu {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr float kLargest = std::numeric_limits<float>::max();
 
 // Where sample b lies: rows [first, first + count) of a ragged batch, or all of its own.
 struct Place {
@@ -43,23 +44,23 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     sample.k = args.k[args.k_count == 1 ? 0 : b];
     const auto size = static_cast<size_t>(place.count);
     sample.exists.assign(size, 1);
-    sample.importance.assign(size, 1.0f);
-    for (size_t j = 0; j < size; ++j) {
-        const int64_t token = place.first + static_cast<int64_t>(j);
-        if (args.mask != nullptr) {
-            sample.exists[j] =
-                args.mask[place.batch_row * args.mask_batch_stride + token * args.mask_token_stride] != 0;
-        }
-        if (args.importance != nullptr) {
-            sample.importance[j] =
-                args.importance[place.batch_row * args.importance_batch_stride + token * args.importance_token_stride];
-        }
+    if (args.mask != nullptr) {
+        const uint8_t* mask =
+            args.mask + place.batch_row * args.mask_batch_stride + place.first * args.mask_token_stride;
+        for (size_t j = 0; j < size; ++j, mask += args.mask_token_stride) sample.exists[j] = *mask != 0;
     }
-    sample.competes = sample.exists;
+    sample.importance.assign(size, 1.0f);
+    if (args.importance != nullptr) {
+        const float* importance = args.importance + place.batch_row * args.importance_batch_stride +
+                                  place.first * args.importance_token_stride;
+        for (size_t j = 0; j < size; ++j, importance += args.importance_token_stride) sample.importance[j] = *importance;
+    }
+    sample.competes.resize(size);
     for (size_t j = 0; j < size; ++j) {
-        sample.competes[j] = sample.exists[j] && sample.importance[j] > kLowest;  // false for NaN
-        sample.importance[j] =
-            sample.competes[j] ? std::min(sample.importance[j], std::numeric_limits<float>::max()) : kLowest;
+        float& importance = sample.importance[j];
+        sample.competes[j] = static_cast<uint8_t>((sample.exists[j] != 0) & (importance > kLowest));  // not for NaN
+        const float finite = importance < kLargest ? importance : kLargest;
+        importance = sample.competes[j] != 0 ? finite : kLowest;
     }
     return sample;
 }
@@ -103,7 +104,7 @@ void select_sample(const idsel_args& args, int64_t b, Team& team) {
     }
     write(args, b, run.picks);
     if (args.stats != nullptr) {
-        args.stats[b] = {similarity.dots(), similarity.norm_dots(), run.lazy_picks, run.path, table.isa};
+        args.stats[b] = {similarity.dots(), similarity.norms_known(), run.lazy_picks, run.path, table.isa};
     }
 }
 

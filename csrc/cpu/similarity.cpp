@@ -16,9 +16,12 @@ Similarity::Similarity(const Sample& sample, const Kernels& kernels, Team& team)
       norms_(static_cast<size_t>(sample.n), kUnknown),
       scale_(static_cast<size_t>(sample.n)) {}
 
-void Similarity::know_norm(int64_t token) {
+void Similarity::compute_norm(int64_t token) {
     const void* row = sample_.row(token);
-    const float square = kernels_.dot[sample_.dtype](row, row, sample_.dim);
+    set_norm(token, kernels_.dot[sample_.dtype](row, row, sample_.dim));
+}
+
+void Similarity::set_norm(int64_t token, float square) {
     const auto at = static_cast<size_t>(token);
     norms_[at] = !std::isfinite(square) ? kNotFinite : square > 0.0f ? kPositive : kZero;
     scale_[at] = norms_[at] == kPositive ? 1.0 / std::sqrt(static_cast<double>(square)) : 0.0;
@@ -29,9 +32,8 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
     for (int64_t token : tokens) {
         if (norms_[static_cast<size_t>(token)] == kUnknown) unknown.push_back(token);
     }
-    norm_dots_ += static_cast<int64_t>(unknown.size());
     team_.parallel_for(static_cast<int64_t>(unknown.size()), 16, [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) know_norm(unknown[static_cast<size_t>(at)]);
+        for (int64_t at = begin; at < end; ++at) compute_norm(unknown[static_cast<size_t>(at)]);
     });
 }
 
@@ -44,6 +46,31 @@ void Similarity::know_all_norms() {
 float Similarity::compute(int64_t i, int64_t j) const {
     const float dot = kernels_.dot[sample_.dtype](sample_.row(i), sample_.row(j), sample_.dim);
     return cosine(dot, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
+}
+
+void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c) {
+    if (gram_) {
+        for (int64_t i = 0; i < count; ++i) {
+            for (int64_t j = 0; j < other_count; ++j) {
+                c[i * kDotsStride + j] = gram_[others[j] * sample_.n + tokens[i]];
+            }
+        }
+        return;
+    }
+    const void* rows[kDotsRows];
+    const void* other_rows[kDotsRows];
+    for (int64_t i = 0; i < count; ++i) rows[i] = sample_.row(tokens[i]);
+    for (int64_t j = 0; j < other_count; ++j) other_rows[j] = sample_.row(others[j]);
+    const bool squares = !norm_known(tokens[0]);
+    kernels_.dots[sample_.dtype](rows, count, other_rows, other_count, squares, sample_.dim, c);
+    for (int64_t i = 0; i < count; ++i) {
+        float* of_token = c + i * kDotsStride;
+        if (squares) set_norm(tokens[i], of_token[other_count]);
+        const double scale = scale_[static_cast<size_t>(tokens[i])];
+        for (int64_t j = 0; j < other_count; ++j) {
+            of_token[j] = cosine(of_token[j], scale_[static_cast<size_t>(others[j])], scale);
+        }
+    }
 }
 
 bool Similarity::gram_fits_budget() const {

@@ -1,6 +1,7 @@
 // Similarities of one sample: one at a time, by rows, or as the whole Gram, with the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -15,7 +16,8 @@ class Similarity {
   public:
     Similarity(const Sample& sample, const Kernels& kernels, Team& team);
 
-    // Whether the token's features are finite (more exactly: the square of their norm in float32).
+    // Whether the token's features are finite (more exactly: the square of their norm in float32). Here and below the
+    // norm is computed if it is not known.
     bool finite(int64_t token) { return norm(token) != kNotFinite; }
     // Whether it has a direction.
     bool nonzero(int64_t token) { return norm(token) == kPositive; }
@@ -23,6 +25,12 @@ class Similarity {
     // c_ij of two finite tokens whose norms are known, looked up where the Gram is there, else computed: the caller
     // counts that. Safe in parallel.
     float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
+
+    // c[i * kDotsStride + j] of tokens[i] with others[j], at most kDotsRows of either, which are as above except that no
+    // norm of `tokens` need be known if none is. Then they are computed from the same reading; where one turns out not
+    // to be finite, its c means nothing. Safe in parallel for different tokens.
+    void tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c);
+    bool norm_known(int64_t token) const { return norms_[static_cast<size_t>(token)] != kUnknown; }
 
     // Computes the Gram, unless it is there. Afterwards all norms are known.
     void make_gram();
@@ -40,7 +48,7 @@ class Similarity {
     bool gram_fits_budget() const;
 
     int64_t dots() const { return dots_; }
-    int64_t norm_dots() const { return norm_dots_; }
+    int64_t norms_known() const { return sample_.n - std::count(norms_.begin(), norms_.end(), kUnknown); }
     void count_dots(int64_t dots) { dots_ += dots; }
 
     Team& team() { return team_; }
@@ -53,13 +61,11 @@ class Similarity {
     enum Norm : uint8_t { kUnknown, kPositive, kZero, kNotFinite };
 
     Norm norm(int64_t token) {
-        if (norms_[static_cast<size_t>(token)] == kUnknown) {
-            ++norm_dots_;
-            know_norm(token);
-        }
+        if (norms_[static_cast<size_t>(token)] == kUnknown) compute_norm(token);
         return norms_[static_cast<size_t>(token)];
     }
-    void know_norm(int64_t token);
+    void compute_norm(int64_t token);
+    void set_norm(int64_t token, float square);
     float compute(int64_t i, int64_t j) const;
     void nearest_by_bands(std::vector<float>& best);
     // best_j = max(best_j, c_ij), j != i.
@@ -72,7 +78,6 @@ class Similarity {
     std::vector<double> scale_;  // 1 / norm, 0 for a zero row
     std::unique_ptr<float[]> gram_;
     int64_t dots_ = 0;
-    int64_t norm_dots_ = 0;
 };
 
 // c_ij from a dot product and the reciprocal norms. Double, because the product of two reciprocals may overflow

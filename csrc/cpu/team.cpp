@@ -1,7 +1,14 @@
 #include "cpu/team.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 namespace idsel::cpu {
 namespace {
@@ -19,77 +26,171 @@ void pause() {
 
 }  // namespace
 
-Team::~Team() {
-    if (helpers_.empty()) return;
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
+// Helper threads, which belong to one team at a time.
+class Crew {
+  public:
+    Crew() = default;
+    ~Crew() {
         closing_.store(true);
-        job_.fetch_add(1);
+        wake();
+        for (std::thread& helper : helpers_) helper.join();
     }
-    changed_.notify_all();
-    for (std::thread& helper : helpers_) helper.join();
-}
+    Crew(const Crew&) = delete;
+    Crew& operator=(const Crew&) = delete;
 
-void Team::start_helpers() {
-    if (!helpers_.empty()) return;
-    helpers_.reserve(static_cast<size_t>(threads_ - 1));
-    while (static_cast<int>(helpers_.size()) < threads_ - 1) {
-        try {
-            helpers_.emplace_back([this] { help(); });
-        } catch (const std::system_error&) {
-            break;  // the system gives no more threads: the work is done by fewer
+    // Threads until there are `count` helpers, or as many as the system gives.
+    void grow(int count) {
+        helpers_.reserve(static_cast<size_t>(std::max(count, 0)));
+        while (static_cast<int>(helpers_.size()) < count) {
+            try {
+                const auto index = static_cast<int>(helpers_.size());
+                helpers_.emplace_back([this, index, done = job_.load()] { help(index, done); });
+            } catch (const std::system_error&) {
+                return;
+            }
         }
     }
-    if (helpers_.empty()) threads_ = 1;
-}
 
-bool Team::wait_for_job(uint32_t done) {
-    for (int look = 0; look < kLooks && job_.load(std::memory_order_acquire) == done; ++look) pause();
-    if (job_.load(std::memory_order_acquire) == done) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [&] { return job_.load() != done; });
-    }
-    return !closing_.load();
-}
-
-void Team::help() {
-    // Helpers start before the first job is posted, or while it is: `0` is the count before it.
-    uint32_t done = 0;
-    while (wait_for_job(done)) {
-        done = job_.load(std::memory_order_acquire);
+    // The loop, with at most `helpers` of them.
+    void run(int helpers, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+        body_ = &body;
+        count_ = count;
+        grain_ = grain;
+        wanted_ = helpers;
+        next_.store(0);
+        open_.store(true);
+        resting_.store(false);
+        wake();
         take_chunks();
-        busy_.fetch_sub(1, std::memory_order_release);
+        open_.store(false);
+        for (int look = 0; joined_.load() != 0; ++look) {
+            if (look < kLooks) {
+                pause();
+            } else {
+                std::this_thread::yield();
+            }
+        }
     }
-}
 
-void Team::take_chunks() {
-    for (int64_t begin; (begin = next_.fetch_add(grain_)) < count_;) (*body_)(begin, std::min(begin + grain_, count_));
+    // No loop follows soon: helpers go to sleep.
+    void rest() { resting_.store(true); }
+
+  private:
+    void wake() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            job_.fetch_add(1);
+        }
+        changed_.notify_all();
+    }
+
+    bool wait_for_job(uint32_t done) {
+        for (int look = 0; look < kLooks && !resting_.load() && job_.load() == done; ++look) pause();
+        if (job_.load() == done) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            changed_.wait(lock, [&] { return job_.load() != done; });
+        }
+        return !closing_.load();
+    }
+
+    void help(int index, uint32_t done) {
+        while (wait_for_job(done)) {
+            done = job_.load();
+            // Either this sees that the loop is closed, or who closes it sees this helper: both are sequentially
+            // consistent.
+            joined_.fetch_add(1);
+            if (open_.load() && index < wanted_) take_chunks();
+            joined_.fetch_sub(1);
+        }
+    }
+
+    void take_chunks() {
+        for (int64_t begin; (begin = next_.fetch_add(grain_)) < count_;) {
+            (*body_)(begin, std::min(begin + grain_, count_));
+        }
+    }
+
+    std::vector<std::thread> helpers_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::atomic<uint32_t> job_{0};      // counts loops
+    std::atomic<bool> open_{false};     // whether helpers may still join the current one
+    std::atomic<int> joined_{0};        // helpers that have, or are about to find out that they may not
+    std::atomic<bool> resting_{false};  // whether looking for the next loop is in vain
+    std::atomic<bool> closing_{false};
+
+    const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+    int64_t count_ = 0;
+    int64_t grain_ = 1;
+    int wanted_ = 0;
+    std::atomic<int64_t> next_{0};
+};
+
+namespace {
+
+// Crews between calls: starting threads takes as long as a short call. Calls at the same time have crews of their own.
+class Idle {
+  public:
+    // Never destroyed: a call may outlive main().
+    static Idle& crews() {
+        static Idle* const idle = [] {
+            auto* made = new Idle;
+            pthread_atfork([] { crews().mutex_.lock(); }, [] { crews().mutex_.unlock(); }, [] { crews().forget(); });
+            return made;
+        }();
+        return *idle;
+    }
+
+    std::unique_ptr<Crew> call(int helpers) {
+        std::unique_ptr<Crew> crew = take();
+        if (!crew) crew = std::make_unique<Crew>();
+        crew->grow(helpers);
+        return crew;
+    }
+
+    void dismiss(std::unique_ptr<Crew> crew) {
+        crew->rest();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (idle_.size() < kMost) idle_.push_back(std::move(crew));  // else it ends with this function
+    }
+
+  private:
+    static constexpr size_t kMost = 4;
+
+    std::unique_ptr<Crew> take() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (idle_.empty()) return nullptr;
+        std::unique_ptr<Crew> crew = std::move(idle_.back());
+        idle_.pop_back();
+        return crew;
+    }
+
+    // In the child of a fork, which has only the thread that forked: others' helpers can be neither used nor ended.
+    void forget() {
+        for (std::unique_ptr<Crew>& crew : idle_) static_cast<void>(crew.release());
+        idle_.clear();
+        mutex_.unlock();
+    }
+
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Crew>> idle_;
+};
+
+}  // namespace
+
+Team::Team(int threads) : threads_(threads) {}
+
+Team::~Team() {
+    if (crew_) Idle::crews().dismiss(std::move(crew_));
 }
 
 void Team::parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-    if (threads_ > 1 && count > grain) start_helpers();
     if (threads_ == 1 || count <= grain) {
         if (count > 0) body(0, count);
         return;
     }
-    body_ = &body;
-    count_ = count;
-    grain_ = grain;
-    next_.store(0);
-    busy_.store(static_cast<int>(helpers_.size()));
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        job_.fetch_add(1, std::memory_order_release);
-    }
-    changed_.notify_all();
-    take_chunks();
-    for (int look = 0; busy_.load(std::memory_order_acquire) != 0; ++look) {
-        if (look < kLooks) {
-            pause();
-        } else {
-            std::this_thread::yield();
-        }
-    }
+    if (!crew_) crew_ = Idle::crews().call(threads_ - 1);
+    crew_->run(threads_ - 1, count, grain, body);
 }
 
 }  // namespace idsel::cpu

@@ -1,50 +1,34 @@
-// A few threads for the length of one call.
+// A few threads for the loops of a call.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace idsel::cpu {
 
-// The calling thread and up to `threads - 1` helpers, which start with the first loop that needs them and end with
-// the object. Nothing outlives a call, so that a process may fork between calls and no idle thread competes with
-// torch's own.
+class Crew;
+
+// The calling thread and up to `threads - 1` helpers, which are called with the first loop that needs them. After the
+// call they sleep until the next one, so that no idle thread competes with torch's own.
 class Team {
   public:
-    explicit Team(int threads) : threads_(threads) {}
+    explicit Team(int threads);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
     int threads() const { return threads_; }
+    // Whether the helpers have been called.
+    bool started() const { return crew_ != nullptr; }
 
     // body(begin, end) over [0, count) in chunks of at most `grain`, each taken by whichever thread is free. `body`
-    // must not throw, and its results must not depend on the chunk it is in.
+    // must not throw, and its results must not depend on the chunk it is in. A helper that is late is not waited for.
     void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
   private:
-    void start_helpers();
-    void help();
-    void take_chunks();
-    bool wait_for_job(uint32_t done);
-
     int threads_;
-    std::vector<std::thread> helpers_;
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::atomic<uint32_t> job_{0};  // counts loops; odd steps are not used
-    std::atomic<int> busy_{0};      // helpers still in the current loop
-    std::atomic<bool> closing_{false};
-
-    const std::function<void(int64_t, int64_t)>* body_ = nullptr;
-    int64_t count_ = 0;
-    int64_t grain_ = 1;
-    std::atomic<int64_t> next_{0};
+    std::unique_ptr<Crew> crew_;
 };
 
 }  // namespace idsel::cpu

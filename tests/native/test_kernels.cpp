@@ -13,6 +13,8 @@ const Kernels* emulated_avx512_kernels();
 #endif
 }  // namespace idsel::cpu
 
+using idsel::cpu::kDotsRows;
+using idsel::cpu::kDotsStride;
 using idsel::cpu::Kernels;
 using idsel::cpu::kLanes;
 
@@ -37,6 +39,31 @@ std::vector<unsigned char> random_row(Random& random, int dtype, int64_t dim) {
     return row;
 }
 
+// Several at once must have the bits of one at a time.
+void check_dots(const Kernels& k, int dtype, int64_t dim, Random& random) {
+    std::vector<std::vector<unsigned char>> rows;
+    for (int64_t i = 0; i < 2 * kDotsRows; ++i) rows.push_back(random_row(random, dtype, dim));
+    const void* a[kDotsRows];
+    const void* b[kDotsRows];
+    for (int64_t i = 0; i < kDotsRows; ++i) {
+        a[i] = rows[static_cast<size_t>(i)].data();
+        b[i] = rows[static_cast<size_t>(kDotsRows + i)].data();
+    }
+    for (int64_t rows_a = 1; rows_a <= kDotsRows; ++rows_a) {
+        for (int64_t rows_b = 1; rows_b <= kDotsRows; ++rows_b) {
+            for (bool squares : {false, true}) {
+                float found[kDotsRows * kDotsStride];
+                k.dots[dtype](a, rows_a, b, rows_b, squares, dim, found);
+                for (int64_t i = 0; i < rows_a; ++i) {
+                    const float* row = found + i * kDotsStride;
+                    for (int64_t j = 0; j < rows_b; ++j) CHECK(same_bits(row[j], k.dot[dtype](a[i], b[j], dim)));
+                    if (squares) CHECK(same_bits(row[rows_b], k.dot[dtype](a[i], a[i], dim)));
+                }
+            }
+        }
+    }
+}
+
 void compare_dots(const Kernels& a, const Kernels& b, bool exactly) {
     Random random(1);
     for (int dtype = 0; dtype < 3; ++dtype) {
@@ -48,6 +75,7 @@ void compare_dots(const Kernels& a, const Kernels& b, bool exactly) {
                       : std::fabs(first - second) <= 1e-5f * (1 + std::sqrt(a.dot[dtype](x.data(), x.data(), dim) *
                                                                             a.dot[dtype](y.data(), y.data(), dim))));
             CHECK(same_bits(a.dot[dtype](y.data(), x.data(), dim), first));
+            check_dots(a, dtype, dim, random);
             const auto padded = static_cast<size_t>((dim + kLanes - 1) / kLanes * kLanes);
             std::vector<float> wide_a(padded, -1.0f), wide_b(padded, -2.0f);
             a.to_lanes[dtype](x.data(), dim, wide_a.data());

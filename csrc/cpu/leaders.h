@@ -1,0 +1,64 @@
+// The best token under keys that change one at a time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace idsel::cpu {
+
+constexpr float kNoKey = -std::numeric_limits<float>::infinity();
+
+// The largest key of every block of tokens. A few straight loops, which for thousands of tokens take less time than
+// the dependent steps of a heap; equal keys come out in index order by themselves.
+class Leaders {
+  public:
+    explicit Leaders(int64_t n)
+        : keys_(static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock), kNoKey), largest_(keys_.size() / kBlock) {}
+
+    // Sets a key without its block's; `refresh` afterwards.
+    void set(int64_t token, float key) { keys_[static_cast<size_t>(token)] = key; }
+
+    void refresh() {
+        for (size_t block = 0; block < largest_.size(); ++block) refresh(block);
+    }
+
+    void update(int64_t token, float key) {
+        set(token, key);
+        refresh(static_cast<size_t>(token) / kBlock);
+    }
+
+    float key(int64_t token) const { return keys_[static_cast<size_t>(token)]; }
+
+    // The lowest token among those of the largest key.
+    int64_t top() const {
+        const size_t block = first_largest(largest_.data(), largest_.size());
+        return static_cast<int64_t>(block * kBlock + first_largest(&keys_[block * kBlock], kBlock));
+    }
+
+  private:
+    static constexpr size_t kBlock = 64;
+    static constexpr size_t kLanes = 8;  // maxima side by side, for the compiler to put into vectors
+
+    void refresh(size_t block) {
+        const float* keys = &keys_[block * kBlock];
+        float lanes[kLanes];
+        std::copy_n(keys, kLanes, lanes);
+        for (size_t at = kLanes; at < kBlock; at += kLanes) {
+            for (size_t lane = 0; lane < kLanes; ++lane) {
+                lanes[lane] = keys[at + lane] > lanes[lane] ? keys[at + lane] : lanes[lane];
+            }
+        }
+        largest_[block] = *std::max_element(lanes, lanes + kLanes);
+    }
+
+    static size_t first_largest(const float* keys, size_t count) {
+        return static_cast<size_t>(std::max_element(keys, keys + count) - keys);
+    }
+
+    std::vector<float> keys_;
+    std::vector<float> largest_;  // (blocks,)
+};
+
+}  // namespace idsel::cpu
