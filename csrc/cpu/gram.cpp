@@ -29,7 +29,7 @@ TiledDots::TiledDots(const Sample& sample, const Kernels& kernels, Team& team)
       padded_rows_(round_up(sample.n, kRowMultiple)),
       stride_(std::min(kBlock, round_up(sample.dim, kLanes))),
       blocks_((sample.dim + kBlock - 1) / kBlock),
-      packed_(new float[static_cast<size_t>(padded_rows_ * stride_)]) {}
+      packed_(new (kCacheLine) float[static_cast<size_t>(padded_rows_ * stride_)]) {}
 
 void TiledDots::pack(int64_t at) {
     const int64_t length = std::min(stride_, sample_.dim - at * kBlock);

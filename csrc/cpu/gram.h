@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
@@ -41,7 +42,11 @@ class TiledDots {
     int64_t padded_rows_;  // n rounded up to kRowMultiple, the rest zeros
     int64_t stride_;       // length of a row of a block
     int64_t blocks_;
-    std::unique_ptr<float[]> packed_;  // (padded_rows, stride): one block of all rows
+    struct Free {
+        void operator()(float* array) const { ::operator delete[](array, kCacheLine); }
+    };
+    static constexpr std::align_val_t kCacheLine{64};
+    std::unique_ptr<float[], Free> packed_;  // (padded_rows, stride): one block of all rows, no vector across two lines
 };
 
 }  // namespace idsel::cpu

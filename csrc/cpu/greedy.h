@@ -89,8 +89,10 @@ class Advance {
         make_tiles(tokens);
         const auto count = static_cast<int64_t>(tiles_.size());
         const bool shared = !run_.similarity.has_gram() && count > 1 && share(most_similarities());
+        // Not so few that taking the next ones costs more than they do.
+        const int64_t grain = shared ? std::clamp<int64_t>(count / 16, 1, 16) : count;
         std::atomic<int64_t> dots{0};
-        run_.similarity.team().parallel_for(count, shared ? 1 : count, [&](int64_t begin, int64_t end) {
+        run_.similarity.team().parallel_for(count, grain, [&](int64_t begin, int64_t end) {
             int64_t mine = 0;
             for (int64_t at = begin; at < end; ++at) mine += finish(tiles_[static_cast<size_t>(at)], open);
             dots.fetch_add(mine, std::memory_order_relaxed);

@@ -132,9 +132,8 @@ void dots_of(const void* const* a, int64_t rows_a, const void* const* b, bool sq
 }
 
 template <class V, class T>
-void dots(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares, int64_t dim,
-          float* out) {
-    for (int64_t i = 0; i < rows_a * kDotsStride; ++i) out[i] = 0.0f;
+void dots_by_count(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares,
+                   int64_t dim, float* out) {
     switch (rows_b + squares) {
         case 1: return dots_of<V, T, 1>(a, rows_a, b, squares, dim, out);
         case 2: return dots_of<V, T, 2>(a, rows_a, b, squares, dim, out);
@@ -142,6 +141,17 @@ void dots(const void* const* a, int64_t rows_a, const void* const* b, int64_t ro
         case 4: return dots_of<V, T, 4>(a, rows_a, b, squares, dim, out);
         default: return dots_of<V, T, 5>(a, rows_a, b, squares, dim, out);
     }
+}
+
+template <class V, class T>
+void dots(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares, int64_t dim,
+          float* out) {
+    for (int64_t i = 0; i < rows_a * kDotsStride; ++i) out[i] = 0.0f;
+    if (rows_b > 1 || squares) return dots_by_count<V, T>(a, rows_a, b, rows_b, squares, dim, out);
+    // One row of b is better read once than for each of a.
+    float transposed[kDotsStride] = {};
+    dots_by_count<V, T>(b, 1, a, rows_a, false, dim, transposed);
+    for (int64_t i = 0; i < rows_a; ++i) out[i * kDotsStride] = transposed[i];
 }
 
 template <class V, class T>

@@ -9,12 +9,14 @@ namespace idsel::cpu {
 // Costs in nanoseconds of the machine on which they were fitted (docs/cpu_engine.md). Only their ratios matter, and
 // only for speed: every path picks the same tokens.
 struct Costs {
-    // One similarity on demand, several of a token from one reading of its features: those, the rule, and the search.
-    static double lazy(int64_t dim) { return 40.0 + 0.07 * static_cast<double>(dim); }
-    // One similarity of a row, all tokens in turn.
-    static double row(int64_t dim) { return 12.0 + 0.10 * static_cast<double>(dim); }
+    // One similarity on demand, a few of a token from one reading of its features, and the rule.
+    static double on_demand(int64_t dim) { return 20.0 + 0.08 * static_cast<double>(dim); }
+    // One similarity of a row, all tokens in turn, and the rule.
+    static double row(int64_t dim) { return 20.0 + 0.10 * static_cast<double>(dim); }
+    // What goes with either and no other thread can take over: finding the token, and its new place.
+    static constexpr double kSearch = 30.0;
     // One of the n * (n - 1) / 2 similarities of a Gram.
-    static double gram(int64_t dim) { return 3.0 + 0.028 * static_cast<double>(dim); }
+    static double gram(int64_t dim) { return 8.0 + 0.042 * static_cast<double>(dim); }
     // One token in a step of the dense loop over a Gram.
     static constexpr double kStep = 8.0;
 };
@@ -26,7 +28,9 @@ class Planner {
         : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
 
     // Cost of going on densely for `picks` more picks, `stale` pairs of token and pick being open.
-    double rows_cost(double picks, double stale) const { return (picks * n_ + stale) * Costs::row(dim_) / threads_; }
+    double rows_cost(double picks, double stale) const {
+        return (picks * n_ + stale) * (Costs::kSearch + Costs::row(dim_) / threads_);
+    }
     double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
     bool gram_beats_rows(double picks, double stale) const {
         return gram_fits_ && gram_cost() + picks * n_ * Costs::kStep < rows_cost(picks, stale);
@@ -35,7 +39,7 @@ class Planner {
     // Whether computing `dots` similarities on demand should be shared out among threads. They are called once as much
     // has been done without them as calling them costs.
     bool sharing_pays(int64_t dots, bool started) {
-        const double work = static_cast<double>(dots) * Costs::lazy(dim_);
+        const double work = static_cast<double>(dots) * Costs::on_demand(dim_);
         alone_ += work;
         return work > 5e3 && (started || alone_ > 30e3);
     }
@@ -48,7 +52,8 @@ class Planner {
     // Whether `picks` more picks at the present rate cost more than the Gram and its look-ups. Rows of it never cost
     // less than laziness, which computes some of the same similarities.
     bool gram_pays(double picks) const {
-        return gram_fits_ && picks * rate_ * Costs::lazy(dim_) / threads_ > gram_cost() + picks * n_ * Costs::kStep;
+        const double lazy = picks * rate_ * (Costs::kSearch + Costs::on_demand(dim_) / threads_);
+        return gram_fits_ && lazy > gram_cost() + picks * n_ * Costs::kStep;
     }
 
   private:
