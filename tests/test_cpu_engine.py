@@ -4,6 +4,7 @@ test_parity.py and its neighbours, which run on every backend."""
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -188,9 +189,11 @@ def test_picks_do_not_depend_on_the_path(rule: Rule) -> None:
 def test_all_paths_are_taken() -> None:
     case = clustered(1, 600, 256, importance="skewed")
     flat = clustered(1, 600, 256, importance="flat")
+    # A pick below zero raises its neighbours, which ends laziness, and for few picks the Gram does not pay.
+    negative = Case(flat.features, -flat.importance)
     with threads(2):
         assert run(case, 8, IDSelection())[1][0].path is cpu.Path.LAZY
-        assert run(flat, 40, IDSelection())[1][0].path is cpu.Path.LAZY_ROWS
+        assert run(negative, 8, IDSelection(floor=None))[1][0].path is cpu.Path.LAZY_ROWS
         assert run(flat, 600, IDSelection())[1][0].path is cpu.Path.LAZY_GRAM
         assert run(case, 8, MaxMin())[1][0].path is cpu.Path.GRAM
 
@@ -246,6 +249,23 @@ def test_calls_from_several_threads_agree() -> None:
     assert len(found) == 4
     for sel in found:
         assert_same(sel, expected)
+
+
+def test_a_forked_process_can_select() -> None:
+    """The helper threads of the parent do not exist in it."""
+    case = clustered(1, 600, 256, importance="flat")
+    with threads(2):
+        expected, _ = run(case, 60, IDSelection())
+        child = os.fork()
+        if child == 0:
+            same = False
+            try:
+                same = torch.equal(run(case, 60, IDSelection())[0].indices, expected.indices)
+            finally:
+                os._exit(0 if same else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert_same(run(case, 60, IDSelection())[0], expected)
 
 
 def test_it_is_the_default_on_cpu_tensors() -> None:

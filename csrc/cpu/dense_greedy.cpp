@@ -4,8 +4,8 @@
 #include "cpu/coverage_model.h"
 #include "cpu/dpp_model.h"
 #include "cpu/greedy.h"
-#include "cpu/row_model.h"
 #include "cpu/leaders.h"
+#include "cpu/row_model.h"
 
 namespace idsel::cpu {
 namespace {
@@ -63,8 +63,7 @@ void dense_greedy(Model& model, Run& run) {
         for (int64_t j = 0; j < run.sample.n; ++j) {
             if (eligible[static_cast<size_t>(j)] && run.competes(j) && !model.fresh(j)) tokens.push_back(j);
         }
-        advance(
-            tokens, [](int64_t) { return true; }, [](int64_t) { return true; });
+        advance(tokens, [](int64_t) { return true; }, [](int64_t) { return true; });
         const int64_t best = best_token(model, run, eligible);
         if (best < 0) return;
         const Pick pick{best, model.key(best)};

@@ -41,9 +41,9 @@ class DppModel {
     int64_t advance(const int64_t* tokens, int64_t count) {
         const int64_t first = seen(tokens[0]), picks = std::min(kDotsRows, picked() - first);
         const Pick* unseen = &picks_[static_cast<size_t>(first)];
-        int64_t picked[kDotsRows];
+        int64_t picked[kDotsRows] = {};
         for (int64_t i = 0; i < picks; ++i) picked[i] = unseen[i].token;
-        float c[kDotsRows * kDotsStride];
+        float c[kDotsRows * kDotsStride] = {};
         run_.similarity.tile(tokens, count, picked, picks, c);
         for (int64_t i = 0; i < count; ++i) {
             for (int64_t p = 0; p < picks; ++p) absorb(tokens[i], unseen[p], c[i * kDotsStride + p]);

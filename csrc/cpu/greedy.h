@@ -10,10 +10,10 @@
 //   bool fresh(j)           whether key(j) is exact
 //   int64_t progress(j)     how many picks it has absorbed, in the sense of what follows
 //   int64_t advance(tokens, count)
-//                           brings tokens of the same progress some steps nearer, at most kDotsRows of them, whose norms
-//                           are all known or all not, and returns the similarities that took. If one is not finite, its
-//                           key means nothing afterwards. Safe in parallel for different tokens, if kShared or there is
-//                           a Gram
+//                           brings tokens of the same progress some steps nearer, at most kDotsRows of them, whose
+//                           norms are all known or all not, and returns the similarities that took. If one is not
+//                           finite, its key means nothing afterwards. Safe in parallel for different tokens, if kShared
+//                           or there is a Gram
 //   kShared                 see there
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
 //   kDense                  whether the dense path may be less work

@@ -135,11 +135,16 @@ template <class V, class T>
 void dots_by_count(const void* const* a, int64_t rows_a, const void* const* b, int64_t rows_b, bool squares,
                    int64_t dim, float* out) {
     switch (rows_b + squares) {
-        case 1: return dots_of<V, T, 1>(a, rows_a, b, squares, dim, out);
-        case 2: return dots_of<V, T, 2>(a, rows_a, b, squares, dim, out);
-        case 3: return dots_of<V, T, 3>(a, rows_a, b, squares, dim, out);
-        case 4: return dots_of<V, T, 4>(a, rows_a, b, squares, dim, out);
-        default: return dots_of<V, T, 5>(a, rows_a, b, squares, dim, out);
+        case 1:
+            return dots_of<V, T, 1>(a, rows_a, b, squares, dim, out);
+        case 2:
+            return dots_of<V, T, 2>(a, rows_a, b, squares, dim, out);
+        case 3:
+            return dots_of<V, T, 3>(a, rows_a, b, squares, dim, out);
+        case 4:
+            return dots_of<V, T, 4>(a, rows_a, b, squares, dim, out);
+        default:
+            return dots_of<V, T, 5>(a, rows_a, b, squares, dim, out);
     }
 }
 

@@ -6,8 +6,8 @@
 #include "cpu/coverage_model.h"
 #include "cpu/dpp_model.h"
 #include "cpu/greedy.h"
-#include "cpu/row_model.h"
 #include "cpu/leaders.h"
+#include "cpu/row_model.h"
 
 namespace idsel::cpu {
 namespace {
@@ -164,9 +164,9 @@ class Lazy {
     std::vector<int64_t> tokens_;  // to be brought nearer next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
-    int64_t counted_ = 0;        // dot products before this pick
-    int64_t looked_ = 0;         // tokens brought nearer for this pick
-    int64_t looked_before_ = 0;  // and for the one before
+    int64_t counted_ = 0;          // dot products before this pick
+    int64_t looked_ = 0;           // tokens brought nearer for this pick
+    int64_t looked_before_ = 0;    // and for the one before
     // The best exact priority met for this pick, and its token.
     float exact_ = kNoKey;
     int64_t exact_token_ = 0;

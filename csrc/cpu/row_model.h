@@ -49,7 +49,7 @@ class RowModel {
 
     int64_t advance(const int64_t* tokens, int64_t count) {
         const int64_t first = seen(tokens[0]), picks = std::min(kDotsRows, visible() - first);
-        int64_t picked[kDotsRows], far[kDotsRows], far_count = 0;
+        int64_t picked[kDotsRows] = {}, far[kDotsRows] = {}, far_count = 0;
         for (int64_t i = 0; i < picks; ++i) picked[i] = picks_[static_cast<size_t>(first + i)].token;
         for (int64_t i = 0; i < count; ++i) {
             if (suppressed_by_place(tokens[i], picked, picks)) {
@@ -59,7 +59,7 @@ class RowModel {
             }
         }
         if (far_count == 0) return 0;
-        float c[kDotsRows * kDotsStride];
+        float c[kDotsRows * kDotsStride] = {};
         run_.similarity.tile(far, far_count, picked, picks, c);
         for (int64_t i = 0; i < far_count; ++i) absorb(far[i], first, picks, c + i * kDotsStride);
         return far_count * picks;

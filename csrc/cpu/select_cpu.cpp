@@ -53,7 +53,8 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     if (args.importance != nullptr) {
         const float* importance = args.importance + place.batch_row * args.importance_batch_stride +
                                   place.first * args.importance_token_stride;
-        for (size_t j = 0; j < size; ++j, importance += args.importance_token_stride) sample.importance[j] = *importance;
+        for (size_t j = 0; j < size; ++j, importance += args.importance_token_stride)
+            sample.importance[j] = *importance;
     }
     sample.competes.resize(size);
     for (size_t j = 0; j < size; ++j) {

@@ -57,8 +57,8 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
         }
         return;
     }
-    const void* rows[kDotsRows];
-    const void* other_rows[kDotsRows];
+    const void* rows[kDotsRows] = {};
+    const void* other_rows[kDotsRows] = {};
     for (int64_t i = 0; i < count; ++i) rows[i] = sample_.row(tokens[i]);
     for (int64_t j = 0; j < other_count; ++j) other_rows[j] = sample_.row(others[j]);
     const bool squares = !norm_known(tokens[0]);

@@ -26,9 +26,9 @@ class Similarity {
     // counts that. Safe in parallel.
     float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
 
-    // c[i * kDotsStride + j] of tokens[i] with others[j], at most kDotsRows of either, which are as above except that no
-    // norm of `tokens` need be known if none is. Then they are computed from the same reading; where one turns out not
-    // to be finite, its c means nothing. Safe in parallel for different tokens.
+    // c[i * kDotsStride + j] of tokens[i] with others[j], at most kDotsRows of either, which are as above except that
+    // no norm of `tokens` need be known if none is. Then they are computed from the same reading; where one turns out
+    // not to be finite, its c means nothing. Safe in parallel for different tokens.
     void tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c);
     bool norm_known(int64_t token) const { return norms_[static_cast<size_t>(token)] != kUnknown; }
 

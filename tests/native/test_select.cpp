@@ -36,6 +36,9 @@ void test_shapes() {
     }
 }
 
+// Enough work for the lazy loops to share it out.
+void test_sharing() { check_all_rules(make_call(13, 1, 260, 600, 20, IDSEL_FLOAT32, false)); }
+
 void test_ragged() {
     Call call = make_call(3, 1, 60, 24, 10, IDSEL_FLOAT32, true);
     call.args.batch = 4;
@@ -147,6 +150,7 @@ void test_tables() {
 
 int main() {
     test_shapes();
+    test_sharing();
     test_ragged();
     test_batch_mates();
     test_sort();
