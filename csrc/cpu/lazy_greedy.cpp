@@ -21,7 +21,8 @@ class Lazy {
           run_(run),
           advance_(model, run),
           leaders_(run.sample.n),
-          planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), run.similarity.gram_fits_budget()) {}
+          planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), run.similarity.gram_fits_budget()),
+          few_(Planner::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1) {}
 
     bool pick_all() {
         rebuild();
@@ -74,9 +75,8 @@ class Lazy {
 
     int64_t portion() const {
         if (!Model::kShared) return 1;
-        return std::max((looked_ + looked_before_ / 2) / 2, std::min(kFew, run_.remaining()));
+        return std::max((looked_ + looked_before_ / 2) / 2, std::min(few_, run_.remaining()));
     }
-    static constexpr int64_t kFew = 2 * kDotsRows;
 
     // tokens_: a portion of the stale tokens from the top, which are above all exact ones; few only if they are alike.
     // They have no key then.
@@ -84,10 +84,10 @@ class Lazy {
         tokens_.clear();
         others_.clear();
         const int64_t most = portion(), progress = model_.progress(leaders_.top());
-        for (int64_t tries = most > kFew ? most : 2 * most; tries > 0; --tries) {
+        for (int64_t tries = most > few_ ? most : 2 * most; tries > 0; --tries) {
             const int64_t top = leaders_.top();
             if (leaders_.key(top) == kNoKey || model_.fresh(top)) break;
-            if (most > kFew || model_.progress(top) == progress) {
+            if (most > few_ || model_.progress(top) == progress) {
                 tokens_.push_back(top);
             } else {
                 others_.push_back(top);
@@ -161,6 +161,7 @@ class Lazy {
     Advance<Model> advance_;
     Leaders leaders_;
     Planner planner_;
+    int64_t few_;  // how many tokens are worth being brought nearer at once when nothing is known of their number
     std::vector<int64_t> tokens_;  // to be brought nearer next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win

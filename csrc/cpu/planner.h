@@ -36,6 +36,9 @@ class Planner {
         return gram_fits_ && gram_cost() + picks * n_ * Costs::kStep < rows_cost(picks, stale);
     }
 
+    // Whether a similarity takes so much longer than finding its token that reading several together saves time.
+    static bool reading_dominates(int64_t dim) { return Costs::on_demand(dim) > 4 * Costs::kSearch; }
+
     // Whether computing `dots` similarities on demand should be shared out among threads. They are called once as much
     // has been done without them as calling them costs.
     bool sharing_pays(int64_t dots, bool started) {

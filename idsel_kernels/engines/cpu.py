@@ -118,7 +118,7 @@ class CpuEngine:
         if problem.rule.state is State.COVERAGE:
             how = "lazy greedy over rows of the Gram, or over all of it once most rows would be needed"
         else:
-            how = "lazy greedy, going on densely (row by row, or the whole Gram) once that is less work"
+            how = "lazy greedy, going on with the whole Gram once that is less work"
         return f"{how}; {isa} dot products, at most {torch.get_num_threads()} threads"
 
     def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,7 +46,7 @@ typedef enum idsel_isa {
 
 /* How the CPU path found the picks of a sample. */
 typedef enum idsel_path {
-    IDSEL_PATH_LAZY = 0,      /* similarities one at a time, when a token rises to the top */
+    IDSEL_PATH_LAZY = 0,      /* similarities on demand, when a token rises to the top */
     IDSEL_PATH_LAZY_ROWS = 1, /* lazy, then whole rows of the Gram, one per pick */
     IDSEL_PATH_LAZY_GRAM = 2, /* lazy, then the whole Gram */
     IDSEL_PATH_GRAM = 3       /* the whole Gram from the start */
