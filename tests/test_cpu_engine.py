@@ -251,6 +251,24 @@ def test_calls_from_several_threads_agree() -> None:
         assert_same(sel, expected)
 
 
+def test_helpers_round_as_the_caller_does() -> None:
+    """They outlive a call, and the caller may change how small numbers are treated before the next."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = -(18 + 2 * torch.rand((1, 400, 600), generator=generator))
+    case = Case(torch.randn((1, 400, 600), generator=generator) * 10**exponents, torch.rand(1, 400))
+    with threads(2):
+        run(case, 60, MMR())
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor does not flush denormal numbers")
+        try:
+            shared, _ = run(case, 60, MMR())
+            with threads(1):
+                alone, _ = run(case, 60, MMR())
+        finally:
+            torch.set_flush_denormal(False)
+        assert_same(shared, alone)
+
+
 def test_a_forked_process_can_select() -> None:
     """The helper threads of the parent do not exist in it."""
     case = clustered(1, 600, 256, importance="flat")

@@ -86,9 +86,13 @@ class Advance {
     // there are at most.
     template <class Open, class Share>
     void operator()(const std::vector<int64_t>& tokens, const Open& open, const Share& share) {
+        if (run_.similarity.has_gram()) {  // nothing to read together
+            for (int64_t j : tokens) finish({&j, 1}, open);
+            return;
+        }
         make_tiles(tokens);
         const auto count = static_cast<int64_t>(tiles_.size());
-        const bool shared = !run_.similarity.has_gram() && count > 1 && share(most_similarities());
+        const bool shared = count > 1 && share(most_similarities());
         // Not so few that taking the next ones costs more than they do.
         const int64_t grain = shared ? std::clamp<int64_t>(count / 16, 1, 16) : count;
         std::atomic<int64_t> dots{0};
@@ -97,7 +101,7 @@ class Advance {
             for (int64_t at = begin; at < end; ++at) mine += finish(tiles_[static_cast<size_t>(at)], open);
             dots.fetch_add(mine, std::memory_order_relaxed);
         });
-        if (!run_.similarity.has_gram()) run_.similarity.count_dots(dots.load());
+        run_.similarity.count_dots(dots.load());
     }
 
   private:

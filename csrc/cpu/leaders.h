@@ -41,20 +41,23 @@ class Leaders {
     static constexpr size_t kBlock = 64;
     static constexpr size_t kLanes = 8;  // maxima side by side, for the compiler to put into vectors
 
-    void refresh(size_t block) {
-        const float* keys = &keys_[block * kBlock];
+    void refresh(size_t block) { largest_[block] = largest(&keys_[block * kBlock], kBlock); }
+
+    static float largest(const float* keys, size_t count) {
         float lanes[kLanes];
-        std::copy_n(keys, kLanes, lanes);
-        for (size_t at = kLanes; at < kBlock; at += kLanes) {
+        std::fill_n(lanes, kLanes, kNoKey);
+        size_t at = 0;
+        for (; at + kLanes <= count; at += kLanes) {
             for (size_t lane = 0; lane < kLanes; ++lane) {
                 lanes[lane] = keys[at + lane] > lanes[lane] ? keys[at + lane] : lanes[lane];
             }
         }
-        largest_[block] = *std::max_element(lanes, lanes + kLanes);
+        const float best = *std::max_element(lanes, lanes + kLanes);
+        return at == count ? best : std::max(best, *std::max_element(keys + at, keys + count));
     }
 
     static size_t first_largest(const float* keys, size_t count) {
-        return static_cast<size_t>(std::max_element(keys, keys + count) - keys);
+        return static_cast<size_t>(std::find(keys, keys + count, largest(keys, count)) - keys);
     }
 
     std::vector<float> keys_;

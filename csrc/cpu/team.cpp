@@ -1,9 +1,11 @@
 #include "cpu/team.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -29,7 +31,14 @@ void pause() {
 // Helper threads, which belong to one team at a time.
 class Crew {
   public:
-    Crew() = default;
+    explicit Crew(int helpers) : wanted_(helpers) {
+        helpers_.reserve(static_cast<size_t>(helpers));
+        try {
+            while (static_cast<int>(helpers_.size()) < helpers) helpers_.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {
+            // The system gives no more: the work is done by fewer.
+        }
+    }
     ~Crew() {
         closing_.store(true);
         wake();
@@ -38,25 +47,13 @@ class Crew {
     Crew(const Crew&) = delete;
     Crew& operator=(const Crew&) = delete;
 
-    // Threads until there are `count` helpers, or as many as the system gives.
-    void grow(int count) {
-        helpers_.reserve(static_cast<size_t>(std::max(count, 0)));
-        while (static_cast<int>(helpers_.size()) < count) {
-            try {
-                const auto index = static_cast<int>(helpers_.size());
-                helpers_.emplace_back([this, index, done = job_.load()] { help(index, done); });
-            } catch (const std::system_error&) {
-                return;
-            }
-        }
-    }
+    int wanted() const { return wanted_; }
 
-    // The loop, with at most `helpers` of them.
-    void run(int helpers, int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+    void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
         body_ = &body;
         count_ = count;
         grain_ = grain;
-        wanted_ = helpers;
+        std::fegetenv(&rounding_);
         next_.store(0);
         open_.store(true);
         resting_.store(false);
@@ -93,13 +90,18 @@ class Crew {
         return !closing_.load();
     }
 
-    void help(int index, uint32_t done) {
+    void help() {
+        uint32_t done = 0;
         while (wait_for_job(done)) {
             done = job_.load();
             // Either this sees that the loop is closed, or who closes it sees this helper: both are sequentially
             // consistent.
             joined_.fetch_add(1);
-            if (open_.load() && index < wanted_) take_chunks();
+            if (open_.load()) {
+                // The caller may have changed how it rounds, or flushes small numbers, since this thread began.
+                std::fesetenv(&rounding_);
+                take_chunks();
+            }
             joined_.fetch_sub(1);
         }
     }
@@ -110,7 +112,7 @@ class Crew {
         }
     }
 
-    std::vector<std::thread> helpers_;
+    const int wanted_;
     std::mutex mutex_;
     std::condition_variable changed_;
     std::atomic<uint32_t> job_{0};      // counts loops
@@ -122,8 +124,9 @@ class Crew {
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t count_ = 0;
     int64_t grain_ = 1;
-    int wanted_ = 0;
+    std::fenv_t rounding_{};
     std::atomic<int64_t> next_{0};
+    std::vector<std::thread> helpers_;
 };
 
 namespace {
@@ -131,38 +134,50 @@ namespace {
 // Crews between calls: starting threads takes as long as a short call. Calls at the same time have crews of their own.
 class Idle {
   public:
-    // Never destroyed: a call may outlive main().
     static Idle& crews() {
-        static Idle* const idle = [] {
-            auto* made = new Idle;
-            pthread_atfork([] { crews().mutex_.lock(); }, [] { crews().mutex_.unlock(); }, [] { crews().forget(); });
-            return made;
-        }();
+        static Idle* const idle = new Idle;  // never destroyed: a call may outlive main()
         return *idle;
     }
 
     std::unique_ptr<Crew> call(int helpers) {
-        std::unique_ptr<Crew> crew = take();
-        if (!crew) crew = std::make_unique<Crew>();
-        crew->grow(helpers);
-        return crew;
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (auto crew = idle_.begin(); crew != idle_.end(); ++crew) {
+                if ((*crew)->wanted() != helpers) continue;
+                std::unique_ptr<Crew> found = std::move(*crew);
+                idle_.erase(crew);
+                return found;
+            }
+        }
+        return std::make_unique<Crew>(helpers);
     }
 
     void dismiss(std::unique_ptr<Crew> crew) {
         crew->rest();
+        std::unique_ptr<Crew> oldest;  // ends, if there are too many, without the lock
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (idle_.size() < kMost) idle_.push_back(std::move(crew));  // else it ends with this function
+        if (idle_.size() == kMost) {
+            oldest = std::move(idle_.front());
+            idle_.erase(idle_.begin());
+        }
+        idle_.push_back(std::move(crew));
     }
 
   private:
     static constexpr size_t kMost = 4;
 
-    std::unique_ptr<Crew> take() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (idle_.empty()) return nullptr;
-        std::unique_ptr<Crew> crew = std::move(idle_.back());
-        idle_.pop_back();
-        return crew;
+    Idle() {
+        idle_.reserve(kMost);
+        stay_loaded();
+        pthread_atfork([] { crews().mutex_.lock(); }, [] { crews().mutex_.unlock(); }, [] { crews().forget(); });
+    }
+
+    // Helpers run code of the object that this is linked into, which dlclose() must therefore leave in memory.
+    static void stay_loaded() {
+        Dl_info here;
+        if (dladdr(reinterpret_cast<const void*>(&stay_loaded), &here) != 0) {
+            static_cast<void>(dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE));
+        }
     }
 
     // In the child of a fork, which has only the thread that forked: others' helpers can be neither used nor ended.
@@ -173,8 +188,11 @@ class Idle {
     }
 
     std::mutex mutex_;
-    std::vector<std::unique_ptr<Crew>> idle_;
+    std::vector<std::unique_ptr<Crew>> idle_;  // the one dismissed last at the end
 };
+
+// Before any call, so that a fork cannot meet a half-made one.
+[[maybe_unused]] Idle& made_at_load = Idle::crews();
 
 }  // namespace
 
@@ -190,7 +208,7 @@ void Team::parallel_for(int64_t count, int64_t grain, const std::function<void(i
         return;
     }
     if (!crew_) crew_ = Idle::crews().call(threads_ - 1);
-    crew_->run(threads_ - 1, count, grain, body);
+    crew_->run(count, grain, body);
 }
 
 }  // namespace idsel::cpu

@@ -21,7 +21,7 @@ struct Rule {
     std::vector<double> params;
 };
 
-std::vector<Rule> rules(int64_t n) {
+[[maybe_unused]] std::vector<Rule> rules(int64_t n) {
     return {{0, {20, 0}},
             {0, {5, -INFINITY}},
             {0, {20, 0.4}},
@@ -141,7 +141,7 @@ void run(Call& call) {
 }
 
 // No token twice, none masked, padding at the end only, scores finite or -inf or the +inf of a start.
-void check_picks(const Call& call) {
+[[maybe_unused]] void check_picks(const Call& call) {
     const idsel_args& a = call.args;
     for (int64_t b = 0; b < a.batch; ++b) {
         const int64_t n = call.offsets.empty() ? a.tokens : a.cu_seqlens[b + 1] - a.cu_seqlens[b];
@@ -164,7 +164,7 @@ void check_picks(const Call& call) {
     }
 }
 
-bool same(const Call& a, const Call& b) {
+[[maybe_unused]] bool same(const Call& a, const Call& b) {
     return a.indices == b.indices &&
            (a.scores.empty() || std::memcmp(a.scores.data(), b.scores.data(), a.scores.size() * sizeof(float)) == 0);
 }

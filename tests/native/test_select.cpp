@@ -37,7 +37,7 @@ void test_shapes() {
 }
 
 // Enough work for the lazy loops to share it out.
-void test_sharing() { check_all_rules(make_call(13, 1, 260, 600, 20, IDSEL_FLOAT32, false)); }
+void test_sharing() { check_all_rules(make_call(13, 1, 400, 1024, 20, IDSEL_FLOAT32, false)); }
 
 void test_ragged() {
     Call call = make_call(3, 1, 60, 24, 10, IDSEL_FLOAT32, true);
