@@ -252,7 +252,7 @@ def test_calls_from_several_threads_agree() -> None:
 
 
 def test_helpers_round_as_the_caller_does() -> None:
-    """They outlive a call, and the caller may change how small numbers are treated before the next."""
+    """The caller may change how small numbers are treated from one call to the next."""
     generator = torch.Generator().manual_seed(0)
     exponents = -(18 + 2 * torch.rand((1, 400, 600), generator=generator))
     case = Case(torch.randn((1, 400, 600), generator=generator) * 10**exponents, torch.rand(1, 400))
@@ -270,7 +270,7 @@ def test_helpers_round_as_the_caller_does() -> None:
 
 
 def test_a_forked_process_can_select() -> None:
-    """The helper threads of the parent do not exist in it."""
+    """Threads of the parent do not exist in it."""
     case = clustered(1, 600, 256, importance="flat")
     with threads(2):
         expected, _ = run(case, 60, IDSelection())

@@ -39,12 +39,13 @@ class Planner {
     // Whether a similarity takes so much longer than finding its token that reading several together saves time.
     static bool reading_dominates(int64_t dim) { return Costs::on_demand(dim) > 4 * Costs::kSearch; }
 
-    // Whether computing `dots` similarities on demand should be shared out among threads. They are called once as much
-    // has been done without them as calling them costs.
+    // Whether computing `dots` similarities on demand should be shared out among threads. Starting them takes a tenth
+    // of a millisecond; and right after an operation of torch's, whose own threads go on looking for work for a while,
+    // a helper may be kept from its share for milliseconds. So first as much has to be done alone.
     bool sharing_pays(int64_t dots, bool started) {
         const double work = static_cast<double>(dots) * Costs::on_demand(dim_);
         alone_ += work;
-        return work > 5e3 && (started || alone_ > 30e3);
+        return work > 5e3 && (started || alone_ > kAlone);
     }
 
     // After a pick, for which `evaluations` similarities were computed on demand.
@@ -60,6 +61,8 @@ class Planner {
     }
 
   private:
+    static constexpr double kAlone = 2e6;
+
     double n_;
     int64_t dim_;
     int threads_;

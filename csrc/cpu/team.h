@@ -1,34 +1,54 @@
-// A few threads for the loops of a call.
+// A few threads for the length of one call.
 #pragma once
 
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 namespace idsel::cpu {
 
-class Crew;
-
-// The calling thread and up to `threads - 1` helpers, which are called with the first loop that needs them. After the
-// call they sleep until the next one, so that no idle thread competes with torch's own.
+// The calling thread and up to `threads - 1` helpers, which start with the first loop that needs them and end with
+// the object. Nothing outlives a call, so that a process may fork between calls and no idle thread competes with
+// torch's own.
 class Team {
   public:
-    explicit Team(int threads);
+    explicit Team(int threads) : threads_(threads) {}
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
     int threads() const { return threads_; }
-    // Whether the helpers have been called.
-    bool started() const { return crew_ != nullptr; }
+    // Whether a loop has needed the helpers.
+    bool started() const { return !helpers_.empty(); }
 
     // body(begin, end) over [0, count) in chunks of at most `grain`, each taken by whichever thread is free. `body`
-    // must not throw, and its results must not depend on the chunk it is in. A helper that is late is not waited for.
+    // must not throw, and its results must not depend on the chunk it is in. A helper that comes too late for a chunk
+    // is not waited for.
     void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
   private:
+    void start_helpers();
+    void help();
+    void take_chunks();
+    bool wait_for_job(uint32_t done);
+
     int threads_;
-    std::unique_ptr<Crew> crew_;
+    std::vector<std::thread> helpers_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::atomic<uint32_t> job_{0};   // counts loops
+    std::atomic<bool> open_{false};  // whether helpers may still join the current one
+    std::atomic<int> joined_{0};     // helpers that have, or are about to find out that they may not
+    std::atomic<bool> closing_{false};
+
+    const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+    int64_t count_ = 0;
+    int64_t grain_ = 1;
+    std::atomic<int64_t> next_{0};
 };
 
 }  // namespace idsel::cpu
