@@ -140,6 +140,20 @@ void run(Call& call) {
     CHECK(std::count(counters.begin(), counters.end(), 0) == static_cast<int64_t>(counters.size()));
 }
 
+// Long features around a shared offset, all equally important: most tokens have to be looked at for every pick.
+[[maybe_unused]] Call make_long_call() {
+    const int64_t n = 400, dim = 4096;
+    Call call = make_call(13, 1, n, dim, 60, IDSEL_FLOAT32, false);
+    Random random(14);
+    std::vector<float> offset(static_cast<size_t>(dim));
+    for (float& value : offset) value = 0.6f * random.normal();
+    for (size_t at = 0; at < call.features32.size(); ++at) {
+        call.features32[at] = random.normal() + offset[at % static_cast<size_t>(dim)];
+    }
+    call.importance.assign(static_cast<size_t>(n), 1.0f);
+    return call;
+}
+
 // No token twice, none masked, padding at the end only, scores finite or -inf or the +inf of a start.
 [[maybe_unused]] void check_picks(const Call& call) {
     const idsel_args& a = call.args;

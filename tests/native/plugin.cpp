@@ -2,7 +2,7 @@
 #include "calls.h"
 
 extern "C" __attribute__((visibility("default"))) void select_in_plugin() {
-    Call call = make_call(3, 1, 400, 1024, 40, IDSEL_FLOAT32, false);
+    Call call = make_long_call();
     call.args.rule = 1;
     call.params = {0.5, 1};
     call.args.threads = 4;

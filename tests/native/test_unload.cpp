@@ -5,7 +5,7 @@
 #include "check.h"
 
 int main(int, char** arguments) {
-    for (int round = 0; round < 100; ++round) {
+    for (int round = 0; round < 20; ++round) {
         void* plugin = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
         if (plugin == nullptr) std::fprintf(stderr, "%s\n", dlerror());
         CHECK(plugin != nullptr);
