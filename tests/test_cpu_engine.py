@@ -252,7 +252,7 @@ def test_calls_from_several_threads_agree() -> None:
 
 
 def test_helpers_round_as_the_caller_does() -> None:
-    """The caller may change how small numbers are treated from one call to the next. Helpers compute parts of the Gram here."""
+    """The caller may change how small numbers are treated between calls. Helpers compute parts of the Gram here."""
     generator = torch.Generator().manual_seed(0)
     exponents = -(18 + 2 * torch.rand((1, 400, 600), generator=generator))
     case = Case(torch.randn((1, 400, 600), generator=generator) * 10**exponents, torch.rand(1, 400))
