@@ -10,7 +10,7 @@ from types import ModuleType
 __all__ = ["ABI", "build_notes", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
-ABI = 3
+ABI = 4
 
 
 @functools.cache

@@ -145,7 +145,7 @@ py::list rules() {
     for (std::int32_t position = 0; const idsel_rule_info* rule = idsel_rule(position); ++position) {
         py::list names;
         for (std::int32_t i = 0; i < rule->param_count; ++i) names.append(rule->param_names[i]);
-        rows.append(py::make_tuple(rule->id, rule->name, names, rule->state));
+        rows.append(py::make_tuple(rule->id, rule->name, names, rule->state, rule->needs_similarities != 0));
     }
     return rows;
 }
@@ -163,6 +163,7 @@ PYBIND11_MODULE(_core, m) {
           "How a call would be done, as a dict; or a string that says why there is no such call.");
     m.def("cuda_failure", &cuda_failure, py::arg("device"), "Why a device cannot be used; None where it can.");
     m.attr("CUDA_COUNTERS_BYTES") = IDSEL_COUNTERS_BYTES;
-    m.def("rules", &rules, "The rule table: (id, name, parameter names, state) of each.");
+    m.def("rules", &rules,
+          "The rule table: (id, name, parameter names, state, whether it needs similarities) of each.");
     m.def("resolve_isa", &idsel_resolve_isa, py::arg("isa"));
 }

@@ -1,15 +1,13 @@
 // The entry points: memory safety, and the way to the device.
 #include "idsel/select.h"
 
-#include <cstdarg>
 #include <cstdint>
-#include <cstdio>
 #include <exception>
 #include <initializer_list>
 #include <limits>
 #include <new>
 
-#include "common/check.h"
+#include "common/fail.h"
 #include "cpu/kernels.h"
 #include "cpu/select_cpu.h"
 #include "cuda/select_cuda.h"
@@ -18,22 +16,10 @@
 namespace idsel {
 
 namespace {
-thread_local char last_message[256] = "";
-}
-
-idsel_status fail(idsel_status status, const char* format, ...) noexcept {
-    va_list values;
-    va_start(values, format);
-    std::vsnprintf(last_message, sizeof last_message, format, values);
-    va_end(values);
-    return status;
-}
-
-namespace {
 
 template <class R>
 constexpr idsel_rule_info row_of_table() {
-    return {R::kId, R::kParamCount, R::kName, R::kParams, R::kState};
+    return {R::kId, R::kParamCount, R::kName, R::kParams, name_of(R::kState), R::kNeedsSimilarities ? 1 : 0};
 }
 
 template <class... R>
@@ -204,7 +190,7 @@ idsel_status idsel_cuda_plan(const idsel_args* args, idsel_plan* plan) {
 
 idsel_status idsel_cuda_status(int32_t device) { return idsel::cuda::status(device); }
 
-const char* idsel_last_error(void) { return idsel::last_message; }
+const char* idsel_last_error(void) { return idsel::last_failure(); }
 
 uint32_t idsel_abi(void) { return IDSEL_ABI; }
 

@@ -7,7 +7,7 @@ namespace idsel::cpu {
 CoverageModel::CoverageModel(const Coverage& rule, Run& run)
     : rule_(rule),
       run_(run),
-      planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), true),
+      cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), true),
       cover_(static_cast<size_t>(run.sample.n), std::numeric_limits<float>::infinity()),
       gain_(static_cast<size_t>(run.sample.n)),
       saliency_(static_cast<size_t>(run.sample.n)),
@@ -68,7 +68,7 @@ const float* CoverageModel::row(int64_t j) const {
 void CoverageModel::compute_row(int64_t j) {
     const int64_t n = run_.sample.n;
     std::unique_ptr<float[]> row(new float[static_cast<size_t>(n)]);
-    run_.similarity.team().parallel_for(n, 16, [&](int64_t begin, int64_t end) {
+    run_.similarity.pool().parallel_for(n, 16, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const float* other = rows_[static_cast<size_t>(i)].get();
             row[static_cast<size_t>(i)] = other != nullptr ? other[j] : run_.similarity(j, i);
@@ -92,7 +92,7 @@ bool CoverageModel::gram_pays(int64_t j) const {
     }
     // Nothing exact yet: one row tells more.
     if (best == kNoKey && rows_computed_ == 0 && key(j) > best) return false;
-    return planner_.rows_cost(static_cast<double>(rows), 0) > planner_.gram_cost();
+    return cost_model_.rows_cost(static_cast<double>(rows), 0) > cost_model_.gram_cost();
 }
 
 }  // namespace idsel::cpu

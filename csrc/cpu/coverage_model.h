@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
-#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
@@ -45,7 +45,7 @@ class CoverageModel {
 
     Coverage rule_;
     Run& run_;
-    Planner planner_;
+    CostModel cost_model_;
     bool lazy_ = true;
     int32_t picked_ = 0;
     int64_t rows_computed_ = 0;

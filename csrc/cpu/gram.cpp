@@ -22,10 +22,10 @@ std::vector<Tile> tiles_of(int64_t first, int64_t last, int64_t n, bool lower) {
 
 }  // namespace
 
-TiledDots::TiledDots(const Sample& sample, const Kernels& kernels, Team& team)
+TiledDots::TiledDots(const Sample& sample, const Kernels& kernels, ThreadPool& pool)
     : sample_(sample),
       kernels_(kernels),
-      team_(team),
+      pool_(pool),
       padded_rows_(round_up(sample.n, kRowMultiple)),
       stride_(std::min(kBlock, round_up(sample.dim, kLanes))),
       blocks_((sample.dim + kBlock - 1) / kBlock),
@@ -33,7 +33,7 @@ TiledDots::TiledDots(const Sample& sample, const Kernels& kernels, Team& team)
 
 void TiledDots::pack(int64_t at) {
     const int64_t length = std::min(stride_, sample_.dim - at * kBlock);
-    team_.parallel_for(padded_rows_, 4 * kTileRows, [&](int64_t begin, int64_t end) {
+    pool_.parallel_for(padded_rows_, 4 * kTileRows, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             float* to = packed_.get() + row * stride_;
             const int64_t count = row < sample_.n ? length : 0;
@@ -63,7 +63,7 @@ void TiledDots::compute(int64_t first, int64_t last, bool lower, float* out, con
     float* origin = out - first * sample_.n;
     for (int64_t at = 0; at < blocks_; ++at) {
         pack(at);
-        team_.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
+        pool_.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; ++t) {
                 const Tile& tile = tiles[static_cast<size_t>(t)];
                 add_tile(tile, at, origin);

@@ -8,7 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
-#include "cpu/team.h"
+#include "cpu/thread_pool.h"
 
 namespace idsel::cpu {
 
@@ -24,7 +24,7 @@ struct Tile {
 // In place, rows a power of two apart would compete for the same few lines of the cache.
 class TiledDots {
   public:
-    TiledDots(const Sample& sample, const Kernels& kernels, Team& team);
+    TiledDots(const Sample& sample, const Kernels& kernels, ThreadPool& pool);
 
     using Use = std::function<void(const Tile&)>;
 
@@ -38,7 +38,7 @@ class TiledDots {
 
     const Sample& sample_;
     const Kernels& kernels_;
-    Team& team_;
+    ThreadPool& pool_;
     int64_t padded_rows_;  // n rounded up to kRowMultiple, the rest zeros
     int64_t stride_;       // length of a row of a block
     int64_t blocks_;

@@ -1,23 +1,27 @@
 // What the two greedy algorithms share, and what they ask of a model.
 //
 // A model is a rule together with what its loop carries for every token. Tokens are absorbed into it lazily: a token
-// may not have seen all picks yet, and its priority then counts as an upper bound. A model has
-//   bool lazy()             whether priorities never rise, as far as is known before the first pick
-//   void begin()            the first pick has become visible: priorities are no longer the first ones
-//   bool begun(), due()     whether that has happened, whether it has to
-//   float key(j)            priority of token j, or the bound on it; kNoKey for tier 1
-//   bool eligible(j)        false if j turns out never to have a priority; asked when it comes up for a pick
-//   bool fresh(j)           whether key(j) is exact
-//   int64_t progress(j)     how many picks it has absorbed, in the sense of what follows
-//   int64_t advance(tokens, count)
-//                           brings tokens of the same progress some steps nearer, at most kDotsRows of them, whose
-//                           norms are all known or all not, and returns the similarities that took. If one is not
-//                           finite, its key means nothing afterwards. Safe in parallel for different tokens, if kShared
-//                           or there is a Gram
-//   kShared                 see there
-//   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
-//   kDense                  whether the dense path may be less work
-//   int64_t missing(j)      picks that j has not absorbed and could
+// may not have seen all picks yet, and its priority then counts as an upper bound.
+//
+// clang-format off
+// Contract of a model (row_model.h, history_model.h, coverage_model.h):
+//   lazy()                   whether priorities never rise, as far as is known before the first pick
+//   begin()                  the first pick has become visible: priorities are no longer the first ones
+//   begun()                  whether that has happened
+//   due()                    whether it has to happen now
+//   key(j)                   priority of token j, or the bound on it; kNoKey for none
+//   eligible(j)              false if j turns out never to have a priority; asked when it comes up for a pick
+//   fresh(j)                 whether key(j) is exact
+//   progress(j)              how many picks it has absorbed, in the sense of what follows
+//   advance(tokens, count)   lets tokens of the same progress absorb some picks, at most kDotsRows of them, whose norms
+//                            are all known or all not, and returns the similarities that took. If one is not finite,
+//                            its key means nothing afterwards. Safe in parallel for different tokens, if kShared or
+//                            there is a Gram
+//   kShared                  see there
+//   take(pick)               a pick was made; false if it may raise others, so that laziness is over
+//   kDense                   whether the dense path may be less work
+//   missing(j)               picks that j has not absorbed and could
+// clang-format on
 #pragma once
 
 #include <algorithm>
@@ -26,7 +30,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/planner.h"
+#include "cpu/cost_model.h"
 #include "cpu/sample.h"
 #include "cpu/similarity.h"
 
@@ -34,35 +38,26 @@ namespace idsel::cpu {
 
 // The picks of a sample so far, and the tokens left.
 struct Run {
-    Run(Sample& of, Similarity& similarities) : sample(of), similarity(similarities), open(of.exists) {}
+    Run(Sample& of, Similarity& similarities) : sample(of), similarity(similarities) {}
 
     bool done() const { return static_cast<int64_t>(picks.size()) >= sample.k; }
     int64_t remaining() const { return sample.k - static_cast<int64_t>(picks.size()); }
-    bool competes(int64_t token) const {
-        return open[static_cast<size_t>(token)] != 0 && sample.competes[static_cast<size_t>(token)] != 0;
-    }
+    bool competes(int64_t token) const { return sample.competes(token); }
+    // Whether it may still be picked.
+    bool open(int64_t token) const { return sample.tier[static_cast<size_t>(token)] > Tier::kNotThere; }
     // A token whose features turned out not to be finite.
-    void demote(int64_t token) { sample.competes[static_cast<size_t>(token)] = 0; }
+    void demote(int64_t token) { sample.tier[static_cast<size_t>(token)] = Tier::kUnusable; }
     void take(int64_t token, float priority) {
         picks.push_back({token, priority});
-        open[static_cast<size_t>(token)] = 0;
+        sample.tier[static_cast<size_t>(token)] = Tier::kNotThere;
     }
 
     Sample& sample;
     Similarity& similarity;
-    std::vector<uint8_t> open;
     std::vector<Pick> picks;
     int64_t lazy_picks = 0;
     int32_t path = IDSEL_PATH_LAZY;
 };
-
-// Picks lazily. Returns true when no more can be picked by priority, false when the dense path should go on.
-template <class Model>
-bool lazy_greedy(Model& model, Run& run);
-
-// Picks with all priorities exact at every step, until no more can be picked by priority.
-template <class Model>
-void dense_greedy(Model& model, Run& run);
 
 // The rest: those without a priority by importance, then those that do not take part by index.
 void take_rest(Run& run);
@@ -96,7 +91,7 @@ class Advance {
         // Not so few that taking the next ones costs more than they do.
         const int64_t grain = shared ? std::clamp<int64_t>(count / 16, 1, 16) : count;
         std::atomic<int64_t> dots{0};
-        run_.similarity.team().parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+        run_.similarity.pool().parallel_for(count, grain, [&](int64_t begin, int64_t end) {
             int64_t mine = 0;
             for (int64_t at = begin; at < end; ++at) mine += finish(tiles_[static_cast<size_t>(at)], open);
             dots.fetch_add(mine, std::memory_order_relaxed);
@@ -159,14 +154,5 @@ class Advance {
     std::vector<size_t> starts_;
     std::vector<Tile> tiles_;
 };
-
-// All of it for one sample.
-template <class Model>
-void run_greedy(Model& model, Run& run) {
-    const bool finished = model.lazy() && lazy_greedy(model, run);
-    run.lazy_picks = static_cast<int64_t>(run.picks.size());
-    if (!finished) dense_greedy(model, run);
-    take_rest(run);
-}
 
 }  // namespace idsel::cpu

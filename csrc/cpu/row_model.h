@@ -3,11 +3,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
+#include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
-#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
@@ -21,11 +20,7 @@ class RowModel {
         const int64_t n = run.sample.n;
         state_.resize(static_cast<size_t>(n));
         seen_.resize(static_cast<size_t>(n));
-        if constexpr (std::is_same_v<Rule, MaxMin>) {
-            start_apart();
-        } else {
-            for (int64_t j = 0; j < n; ++j) state(j) = rule.start(run.sample.importance[static_cast<size_t>(j)]);
-        }
+        start();
     }
 
     bool lazy() const { return true; }
@@ -93,30 +88,34 @@ class RowModel {
         seen_[static_cast<size_t>(j)] = static_cast<int32_t>(first + picks);
     }
 
-    bool suppressed_by_place([[maybe_unused]] int64_t j, [[maybe_unused]] const int64_t* picked,
-                             [[maybe_unused]] int64_t picks) const {
-        if constexpr (std::is_same_v<Rule, HardSuppress>) {
-            return std::any_of(picked, picked + picks, [&](int64_t i) { return rule_.within_radius(i, j); });
-        } else {
-            return false;
-        }
+    bool suppressed_by_place(int64_t j, const int64_t* picked, int64_t picks) const {
+        return std::any_of(picked, picked + picks, [&](int64_t i) { return rule_.suppresses_place(i, j); });
     }
 
-    // MaxMin's first pick: the given start, or the token whose nearest other token is farthest.
-    void start_apart() {
-        if (rule_.first < 0) {
-            const std::vector<float> nearest = run_.similarity.nearest();
-            for (int64_t j = 0; j < run_.sample.n; ++j) state(j) = 1.0f - nearest[static_cast<size_t>(j)];
+    void start() {
+        std::vector<float> nearest;
+        if (rule_.needs_nearest()) {
+            nearest = run_.similarity.nearest();
             run_.path = run_.similarity.has_gram() ? IDSEL_PATH_GRAM : IDSEL_PATH_LAZY;
-            return;
         }
-        for (float& value : state_) value = kNoKey;
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            state(j) = rule_.start(importance(j), nearest.empty() ? 0.0f : nearest[static_cast<size_t>(j)]);
+        }
+        if (rule_.given_start() >= 0) keep_only(first_pick());
+    }
+
+    // The given start, or the lowest token that can be picked in its place; n where there is none.
+    int64_t first_pick() {
         const auto usable = [this](int64_t j) { return run_.competes(j) && run_.similarity.finite(j); };
-        int64_t first = rule_.first;
-        if (first >= run_.sample.n || !usable(first)) {
-            for (first = 0; first < run_.sample.n && !usable(first);) ++first;
+        int64_t first = rule_.given_start();
+        if (first < run_.sample.n && usable(first)) return first;
+        for (first = 0; first < run_.sample.n && !usable(first);) ++first;
+        return first;
+    }
+    void keep_only(int64_t token) {
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            if (j != token) state(j) = kNoKey;
         }
-        if (first < run_.sample.n) state(first) = rule_.start(importance(first));
     }
 
     Rule rule_;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "idsel/select.h"
+#include "rules/tier.h"
 
 namespace idsel::cpu {
 
@@ -16,12 +17,13 @@ struct Sample {
     int64_t dim = 0;
     int64_t k = 0;  // picks wanted
 
-    // (n,) each. A token exists unless masked; it competes if its importance is a number above -inf, which
-    // `importance` has as at most the largest finite one. Features that are not finite are found out when first read.
-    std::vector<uint8_t> exists;
-    std::vector<uint8_t> competes;
+    // (n,) each. Tier::kNoPriority stands for every token that competes: whether it has a priority is the model's to
+    // say. Features that are not finite are found out when first read. `importance` is clamped, -inf where a token does
+    // not compete.
+    std::vector<Tier> tier;
     std::vector<float> importance;
 
+    bool competes(int64_t token) const { return tier[static_cast<size_t>(token)] >= Tier::kNoPriority; }
     const void* row(int64_t token) const { return features + token * row_bytes; }
     const void* element(int64_t token, int64_t d) const {
         return features + token * row_bytes + d * (dtype == IDSEL_FLOAT32 ? 4 : 2);

@@ -7,17 +7,18 @@
 #include <new>
 #include <type_traits>
 
-#include "common/dispatch.h"
 #include "cpu/coverage_model.h"
-#include "cpu/dpp_model.h"
-#include "cpu/greedy.h"
+#include "cpu/dense_greedy.h"
+#include "cpu/history_model.h"
+#include "cpu/lazy_greedy.h"
 #include "cpu/row_model.h"
+#include "rules/dispatch.h"
+#include "rules/tokens.h"
 
 namespace idsel::cpu {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr float kLargest = std::numeric_limits<float>::max();
 
 // Where sample b lies: rows [first, first + count) of a ragged batch, or all of its own.
 struct Place {
@@ -43,11 +44,13 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     sample.dim = args.dim;
     sample.k = args.k[args.k_count == 1 ? 0 : b];
     const auto size = static_cast<size_t>(place.count);
-    sample.exists.assign(size, 1);
+    sample.tier.assign(size, Tier::kNoPriority);
     if (args.mask != nullptr) {
         const uint8_t* mask =
             args.mask + place.batch_row * args.mask_batch_stride + place.first * args.mask_token_stride;
-        for (size_t j = 0; j < size; ++j, mask += args.mask_token_stride) sample.exists[j] = *mask != 0;
+        for (size_t j = 0; j < size; ++j, mask += args.mask_token_stride) {
+            if (*mask == 0) sample.tier[j] = Tier::kNotThere;
+        }
     }
     sample.importance.assign(size, 1.0f);
     if (args.importance != nullptr) {
@@ -56,28 +59,41 @@ Sample sample_of(const idsel_args& args, int64_t b) {
         for (size_t j = 0; j < size; ++j, importance += args.importance_token_stride)
             sample.importance[j] = *importance;
     }
-    sample.competes.resize(size);
     for (size_t j = 0; j < size; ++j) {
         float& importance = sample.importance[j];
-        sample.competes[j] = static_cast<uint8_t>((sample.exists[j] != 0) & (importance > kLowest));  // not for NaN
-        const float finite = importance < kLargest ? importance : kLargest;
-        importance = sample.competes[j] != 0 ? finite : kLowest;
+        const bool usable = usable_importance(importance), there = sample.tier[j] != Tier::kNotThere;
+        if (there && !usable) sample.tier[j] = Tier::kUnusable;
+        importance = there && usable ? clamp_importance(importance) : kLowest;
     }
     return sample;
 }
 
-template <class Rule>
-struct ModelOf {
+// The model of a rule, by its state.
+template <State state>
+struct ModelOf;
+template <>
+struct ModelOf<State::kToken> {
+    template <class Rule>
     using Type = RowModel<Rule>;
 };
 template <>
-struct ModelOf<DPP> {
-    using Type = DppModel;
+struct ModelOf<State::kHistory> {
+    template <class Rule>
+    using Type = HistoryModel;
 };
 template <>
-struct ModelOf<Coverage> {
+struct ModelOf<State::kCoverage> {
+    template <class Rule>
     using Type = CoverageModel;
 };
+
+template <class Model>
+void run_greedy(Model& model, Run& run) {
+    const bool finished = model.lazy() && lazy_greedy(model, run);
+    run.lazy_picks = static_cast<int64_t>(run.picks.size());
+    if (!finished) dense_greedy(model, run);
+    take_rest(run);
+}
 
 void write(const idsel_args& args, int64_t b, std::vector<Pick>& picks) {
     if (args.sort != 0) {
@@ -92,14 +108,15 @@ void write(const idsel_args& args, int64_t b, std::vector<Pick>& picks) {
     }
 }
 
-void select_sample(const idsel_args& args, int64_t b, Team& team) {
+void select_sample(const idsel_args& args, int64_t b, ThreadPool& pool) {
     Sample sample = sample_of(args, b);
     const Kernels& table = *kernels(args.isa);
-    Similarity similarity(sample, table, team);
+    Similarity similarity(sample, table, pool);
     Run run(sample, similarity);
     if (sample.n > 0 && sample.k > 0) {
         with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) {
-            typename ModelOf<std::decay_t<decltype(rule)>>::Type model(rule, run);
+            using Rule = std::decay_t<decltype(rule)>;
+            typename ModelOf<Rule::kState>::template Type<Rule> model(rule, run);
             run_greedy(model, run);
         });
     }
@@ -112,15 +129,15 @@ void select_sample(const idsel_args& args, int64_t b, Team& team) {
 }  // namespace
 
 void select(const idsel_args& args) {
-    Team team(std::max(args.threads, 1));
-    if (args.batch < team.threads()) {
-        for (int64_t b = 0; b < args.batch; ++b) select_sample(args, b, team);
+    ThreadPool pool(std::max(args.threads, 1));
+    if (args.batch < pool.threads()) {
+        for (int64_t b = 0; b < args.batch; ++b) select_sample(args, b, pool);
         return;
     }
     // Enough samples to go round: each is one thread's work from beginning to end.
     std::atomic<bool> out_of_memory{false};
-    team.parallel_for(args.batch, 1, [&](int64_t begin, int64_t end) {
-        Team alone(1);
+    pool.parallel_for(args.batch, 1, [&](int64_t begin, int64_t end) {
+        ThreadPool alone(1);
         try {
             for (int64_t b = begin; b < end; ++b) select_sample(args, b, alone);
         } catch (const std::bad_alloc&) {

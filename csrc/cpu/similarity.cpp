@@ -9,10 +9,10 @@
 
 namespace idsel::cpu {
 
-Similarity::Similarity(const Sample& sample, const Kernels& kernels, Team& team)
+Similarity::Similarity(const Sample& sample, const Kernels& kernels, ThreadPool& pool)
     : sample_(sample),
       kernels_(kernels),
-      team_(team),
+      pool_(pool),
       norms_(static_cast<size_t>(sample.n), kUnknown),
       scale_(static_cast<size_t>(sample.n)) {}
 
@@ -32,7 +32,7 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
     for (int64_t token : tokens) {
         if (norms_[static_cast<size_t>(token)] == kUnknown) unknown.push_back(token);
     }
-    team_.parallel_for(static_cast<int64_t>(unknown.size()), 16, [&](int64_t begin, int64_t end) {
+    pool_.parallel_for(static_cast<int64_t>(unknown.size()), 16, [&](int64_t begin, int64_t end) {
         for (int64_t at = begin; at < end; ++at) compute_norm(unknown[static_cast<size_t>(at)]);
     });
 }
@@ -83,7 +83,7 @@ void Similarity::make_gram() {
     const int64_t n = sample_.n;
     // Not value-initialised: every element is written below.
     std::unique_ptr<float[]> gram(new float[static_cast<size_t>(n * n)]);
-    TiledDots(sample_, kernels_, team_).compute(0, n, true, gram.get(), [&](const Tile& tile) {
+    TiledDots(sample_, kernels_, pool_).compute(0, n, true, gram.get(), [&](const Tile& tile) {
         for (int64_t i = tile.i; i < tile.i_end; ++i) {
             for (int64_t j = tile.j; j < std::min(tile.j_end, i); ++j) {
                 float& value = gram[static_cast<size_t>(i * n + j)];
@@ -112,7 +112,7 @@ std::vector<float> Similarity::nearest() {
 void Similarity::nearest_by_bands(std::vector<float>& best) {
     constexpr int64_t kBand = 4 * kTileRows;
     const int64_t n = sample_.n;
-    TiledDots dots(sample_, kernels_, team_);
+    TiledDots dots(sample_, kernels_, pool_);
     std::unique_ptr<float[]> band(new float[static_cast<size_t>(kBand * n)]);
     for (int64_t first = 0; first < n; first += kBand) {
         const int64_t last = std::min(first + kBand, n);
@@ -130,7 +130,7 @@ void Similarity::nearest_by_bands(std::vector<float>& best) {
 }
 
 void Similarity::raise_to_row(int64_t i, const float* row, std::vector<float>& best) {
-    if (!sample_.competes[static_cast<size_t>(i)] || !finite(i)) return;
+    if (!sample_.competes(i) || !finite(i)) return;
     const auto raise = [&](int64_t begin, int64_t end) {
         for (int64_t j = begin; j < end; ++j) {
             float& value = best[static_cast<size_t>(j)];

@@ -6,15 +6,17 @@
 #include <memory>
 #include <vector>
 
+#include "common/gram_budget.h"
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
-#include "cpu/team.h"
+#include "cpu/thread_pool.h"
+#include "rules/tokens.h"
 
 namespace idsel::cpu {
 
 class Similarity {
   public:
-    Similarity(const Sample& sample, const Kernels& kernels, Team& team);
+    Similarity(const Sample& sample, const Kernels& kernels, ThreadPool& pool);
 
     // Whether the token's features are finite (more exactly: the square of their norm in float32). Here and below the
     // norm is computed if it is not known.
@@ -51,11 +53,9 @@ class Similarity {
     int64_t norms_known() const { return sample_.n - std::count(norms_.begin(), norms_.end(), kUnknown); }
     void count_dots(int64_t dots) { dots_ += dots; }
 
-    Team& team() { return team_; }
+    ThreadPool& pool() { return pool_; }
     const Kernels& kernels() const { return kernels_; }
     const Sample& sample() const { return sample_; }
-
-    static constexpr int64_t kGramBudgetBytes = int64_t{1} << 30;
 
   private:
     enum Norm : uint8_t { kUnknown, kPositive, kZero, kNotFinite };
@@ -73,18 +73,11 @@ class Similarity {
 
     const Sample& sample_;
     const Kernels& kernels_;
-    Team& team_;
+    ThreadPool& pool_;
     std::vector<Norm> norms_;
     std::vector<double> scale_;  // 1 / norm, 0 for a zero row
     std::unique_ptr<float[]> gram_;
     int64_t dots_ = 0;
 };
-
-// c_ij from a dot product and the reciprocal norms. Double, because the product of two reciprocals may overflow
-// float32 where their dot product is small; symmetric in i and j.
-inline float cosine(float dot, double scale_i, double scale_j) {
-    const float c = static_cast<float>(static_cast<double>(dot) * (scale_i * scale_j));
-    return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c;
-}
 
 }  // namespace idsel::cpu

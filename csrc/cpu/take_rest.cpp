@@ -22,7 +22,7 @@ void take_rest(Run& run) {
         if (run.similarity.finite(j)) run.take(j, kNoPriority);
     }
     for (int64_t j = 0; j < run.sample.n && !run.done(); ++j) {
-        if (run.open[static_cast<size_t>(j)]) run.take(j, kNoPriority);
+        if (run.open(j)) run.take(j, kNoPriority);
     }
 }
 

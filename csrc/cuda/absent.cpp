@@ -1,5 +1,5 @@
 // Stands for the CUDA engine in a build without it.
-#include "common/check.h"
+#include "common/fail.h"
 #include "cuda/select_cuda.h"
 
 namespace idsel::cuda {

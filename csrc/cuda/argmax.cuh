@@ -5,6 +5,7 @@
 
 #include "cuda/kernel_args.h"
 #include "cuda/port.cuh"
+#include "rules/tier.h"
 
 namespace idsel::cuda {
 
@@ -18,14 +19,6 @@ struct Control {
     int32_t rows[kTile];   // tokens of a tile's rows, where they are no neighbours
 };
 
-// How a token ranks: the higher tier first, then the higher value, then the lower index. The same order as an integer.
-enum Tier : uint32_t {
-    kNobody = 0,
-    kUnusable = 1,     // importance or features are not usable: by index
-    kNoPriority = 2,   // the rule has nothing left to say: by importance
-    kHasPriority = 3,  // by priority
-};
-
 constexpr uint64_t kIndexMask = (uint64_t{1} << 30) - 1;
 
 // Integers in the order of floats that are not NaN; 0 and -0 are one.
@@ -37,11 +30,14 @@ IDSEL_DEVICE float value_of(uint32_t order) {
     return port::bits_float((order & 0x80000000u) != 0 ? order & 0x7fffffffu : ~order);
 }
 
+// How a token ranks, as an integer: the tier from kNotThere up, the value, the index backwards. 0: it is not there.
 IDSEL_DEVICE uint64_t key_of(Tier tier, float value, int index) {
-    const uint64_t rank = static_cast<uint64_t>(tier) << 62 | static_cast<uint64_t>(order_of(value)) << 30;
-    return rank | (kIndexMask - static_cast<uint64_t>(index));
+    const auto above = static_cast<uint64_t>(static_cast<int>(tier) - static_cast<int>(Tier::kNotThere));
+    return above << 62 | static_cast<uint64_t>(order_of(value)) << 30 | (kIndexMask - static_cast<uint64_t>(index));
 }
-IDSEL_DEVICE Tier tier_of(uint64_t key) { return static_cast<Tier>(key >> 62); }
+IDSEL_DEVICE Tier tier_of(uint64_t key) {
+    return static_cast<Tier>(static_cast<int>(key >> 62) + static_cast<int>(Tier::kNotThere));
+}
 IDSEL_DEVICE float value_of(uint64_t key) { return value_of(static_cast<uint32_t>(key >> 30)); }
 IDSEL_DEVICE int index_of(uint64_t key) { return static_cast<int>(kIndexMask - (key & kIndexMask)); }
 

@@ -52,7 +52,7 @@ class CoverageModel {
     }
 
     IDSEL_DEVICE void do_alone(Loop& loop, Phase) {
-        port::barrier();  // covers and statuses of all tokens are there
+        port::barrier();  // covers and tiers of all tokens are there
         find_gains(loop, rule_, 0, loop.n());
         port::barrier();  // their owners read them
     }

@@ -78,7 +78,7 @@ IDSEL_DEVICE int64_t tiles_of(const Sample& sample, Phase phase) {
 }
 
 // An item that is tiles over all of D: every so-many-th, where there are more of them than items.
-template <class T, Family family>
+template <class T, State kState>
 IDSEL_DEVICE void do_tiles(const Loop& loop, const Crew& crew, unsigned char* shared) {
     const Sample& sample = loop.sample;
     for (int64_t tile = crew.item().index; tile < tiles_of(sample, crew.item().phase); tile += crew.item().count) {
@@ -93,7 +93,7 @@ IDSEL_DEVICE void do_tiles(const Loop& loop, const Crew& crew, unsigned char* sh
         multiply_listed<T>(loop.args, sample, loop.control, place.column, same, shared, sums);
         if (crew.item().phase == Phase::kPanel) {
             store_panel<T>(loop.args, sample, loop.control->rows, place.column, sums);
-        } else if (family == Family::kToken && crew.item().phase == Phase::kNearest) {
+        } else if (kState == State::kToken && crew.item().phase == Phase::kNearest) {
             find_nearest_in_tile<T>(loop, place, sums, reinterpret_cast<float*>(shared));
         } else {
             store_tile<T>(loop.args, sample, place, sums);
@@ -108,16 +108,16 @@ IDSEL_DEVICE void do_gains(const Loop& loop, const Crew& crew) {
     find_gains(loop, *reinterpret_cast<const Coverage*>(loop.args.rule), begin, end);
 }
 
-template <class T, Family family>
+template <class T, State kState>
 IDSEL_DEVICE void do_item(const Loop& loop, const Crew& crew, unsigned char* shared) {
-    if constexpr (family == Family::kCoverage) {
+    if constexpr (kState == State::kCoverage) {
         if (crew.item().phase == Phase::kGains) {
             do_gains(loop, crew);
         } else if (loop.sample.tiles > 0) {
             do_part<T>(loop, crew, shared);
         }
     } else {
-        do_tiles<T, family>(loop, crew, shared);
+        do_tiles<T, kState>(loop, crew, shared);
     }
 }
 
@@ -127,7 +127,7 @@ IDSEL_DEVICE void do_item(const Loop& loop, const Crew& crew, unsigned char* sha
 // each phase. Shared memory: kTileBytes + sizeof(CrewState), 4 * 64 * 144 + 552 bytes. Synchronises once per piece of
 // D, three times per item, once per pick. Reads, per panel: features once, and kTile rows of them for each column tile.
 // Flops: 2 * kTile * N * D each.
-template <class T, Family family>
+template <class T, State kState>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) crew_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();
     auto* state = reinterpret_cast<CrewState*>(shared + kTileBytes);
@@ -135,8 +135,8 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) crew_kernel(const IDSEL_GRI
     Loop loop{args, state->sample, state->tokens, &state->control, 0};
     Crew crew(args, state);
     while (crew.take()) {  // it also waits for what thread 0 has opened
-        do_item<T, family>(loop, crew, shared);
-        if (crew.arrive()) run_rule<family>(loop, InPhases{crew, shared}, AllRules{});
+        do_item<T, kState>(loop, crew, shared);
+        if (crew.arrive()) run_rule<kState>(loop, InPhases{crew, shared}, AllRules{});
     }
     crew.leave();
 }

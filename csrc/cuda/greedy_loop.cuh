@@ -19,12 +19,13 @@
 namespace idsel::cuda {
 
 IDSEL_DEVICE uint64_t rank_of(const Loop& loop, int j) {
-    const uint8_t status = loop.tokens.status[j];
-    if (status == kExists) return key_of(kUnusable, 0.0f, j);
-    if (status != kCompetes) return 0;
+    const Tier tier = loop.tokens.tier[j];
+    if (tier == Tier::kNotThere) return 0;
+    if (tier == Tier::kUnusable) return key_of(Tier::kUnusable, 0.0f, j);
     const float priority = loop.tokens.priority[j];
     // NaN compares false: a priority that is not a number is none.
-    return priority > -INFINITY ? key_of(kHasPriority, priority, j) : key_of(kNoPriority, loop.tokens.importance[j], j);
+    return priority > -INFINITY ? key_of(Tier::kHasPriority, priority, j)
+                                : key_of(Tier::kNoPriority, loop.tokens.importance[j], j);
 }
 
 // Brings this thread's tokens up to date and returns the best of them. Some of the row is requested ahead: it comes
@@ -59,6 +60,11 @@ IDSEL_DEVICE void write_pick(const Loop& loop, int64_t at, int64_t token, float 
     loop.args.scores[place] = score;
 }
 
+// A token that is not there is picked or masked.
+IDSEL_DEVICE bool is_picked(const Loop& loop, int j) {
+    return loop.tokens.tier[j] == Tier::kNotThere && selectable(loop.args, loop.sample, loop.sample.first + j);
+}
+
 // The picks in the order of their indices. Each thread has a run of neighbouring tokens.
 IDSEL_DEVICE void write_sorted(const Loop& loop) {
     port::barrier();  // the last pick is marked
@@ -66,10 +72,10 @@ IDSEL_DEVICE void write_sorted(const Loop& loop) {
     const int begin = port::thread() * length;
     const auto end = static_cast<int>(smaller(loop.n(), begin + length));
     int32_t mine = 0;
-    for (int j = begin; j < end; ++j) mine += loop.tokens.status[j] == kPicked ? 1 : 0;
+    for (int j = begin; j < end; ++j) mine += is_picked(loop, j) ? 1 : 0;
     int64_t at = block_sum_up_to(mine, loop.control) - mine;
     for (int j = begin; j < end; ++j) {
-        if (loop.tokens.status[j] == kPicked) write_pick(loop, at++, j, loop.tokens.priority[j]);
+        if (is_picked(loop, j)) write_pick(loop, at++, j, loop.tokens.priority[j]);
     }
 }
 
@@ -106,18 +112,18 @@ IDSEL_DEVICE void greedy_loop(Loop& loop, Model model, Hands hands) {
     while (now.picks < wanted) {
         const uint64_t best = loop.best(update_tokens(loop, model, row));
         const Tier tier = tier_of(best);
-        if (tier == kNobody) break;
+        if (tier == Tier::kNotThere) break;
         const int pick = index_of(best);
-        const float score = tier == kHasPriority ? value_of(best) : -INFINITY;
+        const float score = tier == Tier::kHasPriority ? value_of(best) : -INFINITY;
         if (pick % kBlockThreads == port::thread()) {
-            loop.tokens.status[pick] = kPicked;
+            loop.tokens.tier[pick] = Tier::kNotThere;
             loop.tokens.priority[pick] = score;
             if (args.sort == 0) write_pick(loop, now.picks, pick, score);
         }
         row = nullptr;
         ++now.picks;
         // Where nobody has a priority any more, nobody gets one again.
-        if (tier != kHasPriority || now.picks == wanted) continue;
+        if (tier != Tier::kHasPriority || now.picks == wanted) continue;
         now = {model.take(loop, pick, score, now.picks - 1), now.picks, pick, score, model.kept()};
         if (now.phase == Phase::kNone) continue;
         if (!hands.finish(loop, model, now)) return;

@@ -19,7 +19,7 @@ class HistoryModel {
         for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
             const bool counts = loop.competes(j) && tokens.scale[j] > 0.0f;
             tokens.state[j] = counts ? rule_.start(quality(loop, j)) : 0.0f;
-            const uint64_t key = counts ? key_of(kHasPriority, tokens.state[j], j) : 0;
+            const uint64_t key = counts ? key_of(Tier::kHasPriority, tokens.state[j], j) : 0;
             largest = key > largest ? key : largest;
         }
         largest = loop.best(largest);

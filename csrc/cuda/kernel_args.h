@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "rules/tier.h"
 
 namespace idsel::cuda {
 
@@ -28,9 +29,6 @@ constexpr int kMaxSamples = kBlockThreads;
 constexpr int64_t kSplitTarget = 128;
 constexpr int64_t kShortestPart = 256;
 
-// The most one launch may put into its workspace for similarities; a batch beyond it takes several launches.
-constexpr int64_t kGramBudgetBytes = int64_t{1} << 30;
-
 // Blocks of a launch whose samples have lengths that the host does not know.
 constexpr int64_t kRaggedBlocks = 4096;
 
@@ -51,9 +49,6 @@ constexpr int kSharedTokens = kTileBytes / kTokenBytes;
 
 // 30 bits of the order key are the index.
 constexpr int64_t kMaxTokens = (int64_t{1} << 30) - 1;
-
-// What a rule's loop carries; a kernel is compiled for each.
-enum class Family : int32_t { kToken, kHistory, kCoverage };
 
 constexpr int kRuleBytes = 32;
 
@@ -135,14 +130,14 @@ struct KernelArgs {
     alignas(8) unsigned char rule[kRuleBytes];  // the functor
 
     // Workspace. `rows` are the tokens of this launch; a ragged sample has the rows and the history of its own tokens.
-    float* gram;      // (rows, gram_width) dot products; a sample of more tokens than that has a panel (kTile, n) there
-    float* square;    // (rows,) squared norms
-    float* numbers;   // (kTokenNumbers, rows), where a sample does not fit shared memory
-    uint8_t* status;  // (rows,), likewise
-    float* history;   // (rows, history_depth)
-    float* partial;   // (samples, partial_tiles, kTileNumbers) sums of the parts of D
-    float* scratch;   // (kCrewBlocks, kTileNumbers) the same of a block's tile, where parts are no items of their own
-    Desk* desks;      // (samples,), where samples are worked on in phases
+    float* gram;     // (rows, gram_width) dot products; a sample of more tokens than that has a panel (kTile, n) there
+    float* square;   // (rows,) squared norms
+    float* numbers;  // (kTokenNumbers, rows), where a sample does not fit shared memory
+    Tier* tier;      // (rows,), likewise
+    float* history;  // (rows, history_depth)
+    float* partial;  // (samples, partial_tiles, kTileNumbers) sums of the parts of D
+    float* scratch;  // (kCrewBlocks, kTileNumbers) the same of a block's tile, where parts are no items of their own
+    Desk* desks;     // (samples,), where samples are worked on in phases
     int64_t rows;
     int64_t gram_width;
     int64_t history_depth;

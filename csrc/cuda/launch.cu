@@ -2,56 +2,57 @@
 #include <cstring>
 #include <type_traits>
 
-#include "common/check.h"
-#include "common/dispatch.h"
+#include "common/fail.h"
+#include "common/gram_budget.h"
 #include "cuda/instance.cuh"
 #include "cuda/select_cuda.h"
+#include "rules/dispatch.h"
 
 namespace idsel::cuda {
 
 // Each is defined in its own file under inst/.
 template <>
-Kernel kernel<float, Family::kToken>(bool);
+Kernel kernel<float, State::kToken>(bool);
 template <>
-Kernel kernel<float, Family::kHistory>(bool);
+Kernel kernel<float, State::kHistory>(bool);
 template <>
-Kernel kernel<float, Family::kCoverage>(bool);
+Kernel kernel<float, State::kCoverage>(bool);
 template <>
-Kernel kernel<Half, Family::kToken>(bool);
+Kernel kernel<Half, State::kToken>(bool);
 template <>
-Kernel kernel<Half, Family::kHistory>(bool);
+Kernel kernel<Half, State::kHistory>(bool);
 template <>
-Kernel kernel<Half, Family::kCoverage>(bool);
+Kernel kernel<Half, State::kCoverage>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kToken>(bool);
+Kernel kernel<BFloat16, State::kToken>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kHistory>(bool);
+Kernel kernel<BFloat16, State::kHistory>(bool);
 template <>
-Kernel kernel<BFloat16, Family::kCoverage>(bool);
+Kernel kernel<BFloat16, State::kCoverage>(bool);
 
 namespace {
 
 template <class T>
-Kernel kernel_of(Family family, bool in_phases) {
-    switch (family) {
-        case Family::kToken:
-            return kernel<T, Family::kToken>(in_phases);
-        case Family::kHistory:
-            return kernel<T, Family::kHistory>(in_phases);
-        case Family::kCoverage:
-            return kernel<T, Family::kCoverage>(in_phases);
+Kernel kernel_of(State state, bool in_phases) {
+    switch (state) {
+        case State::kToken:
+            return kernel<T, State::kToken>(in_phases);
+        case State::kHistory:
+            return kernel<T, State::kHistory>(in_phases);
+        case State::kCoverage:
+            return kernel<T, State::kCoverage>(in_phases);
     }
     return nullptr;
 }
 
-Kernel kernel_of(int32_t dtype, Family family, bool in_phases) {
+Kernel kernel_of(int32_t dtype, State state, bool in_phases) {
     switch (dtype) {
         case IDSEL_FLOAT32:
-            return kernel_of<float>(family, in_phases);
+            return kernel_of<float>(state, in_phases);
         case IDSEL_FLOAT16:
-            return kernel_of<Half>(family, in_phases);
+            return kernel_of<Half>(state, in_phases);
         case IDSEL_BFLOAT16:
-            return kernel_of<BFloat16>(family, in_phases);
+            return kernel_of<BFloat16>(state, in_phases);
         default:
             return nullptr;
     }
@@ -59,16 +60,16 @@ Kernel kernel_of(int32_t dtype, Family family, bool in_phases) {
 
 // What the launcher has to know of a rule.
 struct RuleTraits {
-    Family family;
+    State state;
     bool needs_similarities;
+    bool needs_nearest;
 };
 
-RuleTraits traits_of(int32_t id) {
+RuleTraits traits_of(const idsel_args& args) {
     RuleTraits traits{};
-    const double none[kRuleBytes] = {};
-    with_rule(AllRules{}, id, none, [&](const auto& rule) {
+    with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) {
         using Rule = std::decay_t<decltype(rule)>;
-        traits = {family_of<Rule>(), kUsesSimilarities<Rule>};
+        traits = {Rule::kState, Rule::kNeedsSimilarities, rule.needs_nearest()};
     });
     return traits;
 }
@@ -117,17 +118,16 @@ struct Plan {
 
 int64_t gram_budget(const idsel_args& args) { return args.gram_budget > 0 ? args.gram_budget : kGramBudgetBytes; }
 
-Plan::Plan(const idsel_args& args)
-    : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args.rule)) {
+Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
     const int64_t budget = gram_budget(args) / 4;
     const int64_t tiles = tiles_of(tokens, !rule.needs_similarities);
     const int64_t splits = splits_of(tiles, args.dim);
     fits = !rule.needs_similarities || tokens <= budget / larger(1, tokens);
-    in_phases = !fits || (rule.family == Family::kCoverage && tokens > kGainsAlone);
+    in_phases = !fits || (rule.state == State::kCoverage && tokens > kGainsAlone);
     gram_width = !rule.needs_similarities ? 0 : fits ? tokens : kTile;
     // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
     if (!fits && ragged) gram_width = larger(kTile, budget / tokens);
-    history_depth = rule.family == Family::kHistory ? smaller(args.k_max, tokens) : 0;
+    history_depth = rule.state == State::kHistory ? smaller(args.k_max, tokens) : 0;
     adds_parts = !fits && (ragged ? splits_of(1, args.dim) : splits) > 1;
     if (!fits) {
         partial_tiles = 0;
@@ -158,7 +158,7 @@ void Plan::carve(Carver& carver, KernelArgs& to) const {
     to.gram = carver.take<float>(rows * gram_width);
     to.square = carver.take<float>(rows);
     to.numbers = carver.take<float>(outside ? rows * kTokenNumbers : 0);
-    to.status = carver.take<uint8_t>(outside ? rows : 0);
+    to.tier = carver.take<Tier>(outside ? rows : 0);
     to.history = carver.take<float>(rows * history_depth);
     to.partial = carver.take<float>(samples * partial_tiles * kTileNumbers);
     to.scratch = carver.take<float>(adds_parts ? kCrewBlocks * kTileNumbers : 0);
@@ -212,7 +212,7 @@ idsel_status check_limits(const idsel_args& args, const Plan& plan) {
         return fail(IDSEL_UNSUPPORTED, "at most %lld tokens%s, got %lld", static_cast<long long>(kMaxTokens), whose,
                     tokens);
     }
-    if (plan.fits || plan.rule.family != Family::kCoverage) return IDSEL_OK;
+    if (plan.fits || plan.rule.state != State::kCoverage) return IDSEL_OK;
     return fail(IDSEL_UNSUPPORTED,
                 "its rule reads all similarities after every pick: those of %lld tokens%s exceed %lld MiB", tokens,
                 whose, static_cast<long long>(gram_budget(args) >> 20));
@@ -222,8 +222,7 @@ idsel_status check_limits(const idsel_args& args, const Plan& plan) {
 double flops_of(const idsel_args& args, const Plan& plan, int64_t panels) {
     const auto side = static_cast<double>(ceil_div(plan.tokens, kTile));
     const double all = side * (side + 1) / 2;
-    const bool all_for_first = args.rule == MaxMin::kId && args.params[0] < 0;
-    double tiles = plan.fits ? all : (1 + static_cast<double>(panels)) * side + (all_for_first ? all : 0);
+    double tiles = plan.fits ? all : (1 + static_cast<double>(panels)) * side + (plan.rule.needs_nearest ? all : 0);
     if (!plan.rule.needs_similarities) tiles = side;
     return plan.ragged ? 0 : tiles * 2 * kTileNumbers * static_cast<double>(args.dim) * static_cast<double>(args.batch);
 }
@@ -254,13 +253,13 @@ idsel_status plan(const idsel_args& args, idsel_plan* to) {
 
 idsel_status status(int32_t device) {
     if (device < 0) return IDSEL_OK;
-    const char* reason = port::missing(kernel_of(IDSEL_FLOAT32, Family::kToken, false), device);
+    const char* reason = port::missing(kernel_of(IDSEL_FLOAT32, State::kToken, false), device);
     return reason == nullptr ? IDSEL_OK : fail(IDSEL_UNSUPPORTED, "%s", reason);
 }
 
 idsel_status select(const idsel_args& args) {
     const Plan plan(args);
-    const Kernel kernel = kernel_of(args.dtype, plan.rule.family, plan.in_phases);
+    const Kernel kernel = kernel_of(args.dtype, plan.rule.state, plan.in_phases);
     KernelArgs to = kernel_args(args, plan);
     for (int64_t first = 0; first < args.batch; first += plan.samples) {
         to.first_sample = first;

@@ -6,34 +6,10 @@
 
 namespace idsel::cuda {
 
-template <class Rule>
-IDSEL_DEVICE bool suppressed_by_place(const Rule&, int, int) {
-    return false;
-}
-IDSEL_DEVICE bool suppressed_by_place(const HardSuppress& rule, int i, int j) { return rule.within_radius(i, j); }
-
-template <class Rule>
-IDSEL_DEVICE Phase before_first(const Rule&, Loop&) {
-    return Phase::kNone;
-}
-template <class Rule>
-IDSEL_DEVICE void first_priorities(const Rule& rule, Loop& loop) {
-    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
-        loop.tokens.state[j] = rule.start(loop.tokens.importance[j]);
-        loop.tokens.priority[j] = loop.tokens.state[j];
-    }
-}
-
-IDSEL_DEVICE Phase before_first(const MaxMin& rule, Loop& loop) {
-    if (rule.first >= 0) return Phase::kNone;
-    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) nearest_of(loop)[j] = order_of(-INFINITY);
-    return Phase::kNearest;
-}
-
 // All of the phase, where the whole Gram is there.
 IDSEL_DEVICE void find_nearest(Loop& loop) {
     const Tokens& tokens = loop.tokens;
-    port::barrier();  // scales and statuses of all tokens are there
+    port::barrier();  // scales and tiers of all tokens are there
     for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
         float nearest = -INFINITY;
         for (int i = 0; i < loop.n(); ++i) {
@@ -44,25 +20,20 @@ IDSEL_DEVICE void find_nearest(Loop& loop) {
     }
 }
 
-// The distance to the nearest other token that competes; or only the given token, the first where it cannot be.
-IDSEL_DEVICE void first_priorities(const MaxMin& rule, Loop& loop) {
+// Leaves a priority only to the given token, or to the first that competes where it cannot be.
+IDSEL_DEVICE void keep_only(Loop& loop, long long given) {
     const Tokens& tokens = loop.tokens;
-    if (rule.first < 0) {
-        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
-            tokens.priority[j] = 1.0f - value_of(nearest_of(loop)[j]);
-        }
-        return;
-    }
     uint64_t key = 0;
     for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
-        const bool given = j == rule.first;
-        const uint64_t mine = loop.competes(j) ? key_of(given ? kHasPriority : kNoPriority, 0.0f, j) : 0;
+        const Tier tier = j == given ? Tier::kHasPriority : Tier::kNoPriority;
+        const uint64_t mine = loop.competes(j) ? key_of(tier, 0.0f, j) : 0;
         key = mine > key ? mine : key;
-        tokens.priority[j] = -INFINITY;
     }
     key = loop.best(key);
-    const int first = index_of(key);
-    if (key != 0 && first % kBlockThreads == port::thread()) tokens.priority[first] = INFINITY;
+    const int first = key == 0 ? -1 : index_of(key);
+    for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+        if (j != first) tokens.priority[j] = -INFINITY;
+    }
 }
 
 template <class Rule>
@@ -70,8 +41,21 @@ class RowModel {
   public:
     IDSEL_DEVICE explicit RowModel(const Rule& rule) : rule_(rule) {}
 
-    IDSEL_DEVICE Phase prepare(Loop& loop) { return before_first(rule_, loop); }
-    IDSEL_DEVICE void start(Loop& loop) { first_priorities(rule_, loop); }
+    IDSEL_DEVICE Phase prepare(Loop& loop) {
+        if (!rule_.needs_nearest()) return Phase::kNone;
+        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) nearest_of(loop)[j] = order_of(-INFINITY);
+        return Phase::kNearest;
+    }
+
+    IDSEL_DEVICE void start(Loop& loop) {
+        const Tokens& tokens = loop.tokens;
+        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
+            const float nearest = rule_.needs_nearest() ? value_of(nearest_of(loop)[j]) : 0.0f;
+            tokens.state[j] = rule_.start(tokens.importance[j], nearest);
+            tokens.priority[j] = tokens.state[j];
+        }
+        if (rule_.given_start() >= 0) keep_only(loop, rule_.given_start());
+    }
 
     IDSEL_DEVICE void do_alone(Loop& loop, Phase phase) {
         if (phase == Phase::kNearest) find_nearest(loop);
@@ -97,7 +81,7 @@ class RowModel {
         float state = tokens.state[j];
         if (!begun_ && !rule_.raises(score_)) state = rule_.untouched(tokens.importance[j]);
         const float c = cosine(dot, scale_, tokens.scale[j]);
-        state = suppressed_by_place(rule_, pick_, j) ? -INFINITY : rule_.absorb(state, c, score_);
+        state = rule_.suppresses_place(pick_, j) ? -INFINITY : rule_.absorb(state, c, score_);
         tokens.state[j] = state;
         return visible_ ? rule_.priority(state, tokens.importance[j]) : tokens.priority[j];
     }

@@ -12,38 +12,29 @@
 namespace idsel::cuda {
 
 template <class Rule>
-IDSEL_HD constexpr Family family_of() {
-    // By its declared state ("token", "history", "coverage"): the first letter tells.
-    return Rule::kState[0] == 't' ? Family::kToken : Rule::kState[0] == 'h' ? Family::kHistory : Family::kCoverage;
-}
-
-template <class Rule>
-constexpr bool kUsesSimilarities = !std::is_same_v<Rule, TopK>;
-
-template <class Rule>
 IDSEL_DEVICE auto model_of(const Rule& rule) {
-    if constexpr (family_of<Rule>() == Family::kToken) {
+    if constexpr (Rule::kState == State::kToken) {
         return RowModel<Rule>(rule);
-    } else if constexpr (family_of<Rule>() == Family::kHistory) {
+    } else if constexpr (Rule::kState == State::kHistory) {
         return HistoryModel(rule);
     } else {
         return CoverageModel(rule);
     }
 }
 
-template <Family family, class Rule, class Hands>
+template <State kState, class Rule, class Hands>
 IDSEL_DEVICE void run_if(Loop& loop, const Hands& hands) {
     // Without similarities one block is enough.
-    if constexpr (family_of<Rule>() == family && (kUsesSimilarities<Rule> || std::is_same_v<Hands, Alone>)) {
+    if constexpr (Rule::kState == kState && (Rule::kNeedsSimilarities || std::is_same_v<Hands, Alone>)) {
         if (loop.args.rule_id != Rule::kId) return;
         static_assert(sizeof(Rule) <= kRuleBytes);
         greedy_loop(loop, model_of(*reinterpret_cast<const Rule*>(loop.args.rule)), hands);
     }
 }
 
-template <Family family, class Hands, class... R>
+template <State kState, class Hands, class... R>
 IDSEL_DEVICE void run_rule(Loop& loop, const Hands& hands, RuleList<R...>) {
-    (run_if<family, R>(loop, hands), ...);
+    (run_if<kState, R>(loop, hands), ...);
 }
 
 // A block owns one item of work at a time: a tile (64, 64) of one sample's Gram, or a part of D of it. Of a dense batch
@@ -53,7 +44,7 @@ IDSEL_DEVICE void run_rule(Loop& loop, const Hands& hands, RuleList<R...>) {
 // Synchronises once per piece of D, twice per arrival, once per pick (three times in Coverage).
 // Reads, per sample: features side + 1 times each (side = N / 64), then k rows of the Gram, N numbers each (Coverage:
 // k times all N * N). Flops: N * N * D, then O(k * N) (DPP: O(k * k * N), Coverage: O(k * N * N)).
-template <class T, Family family>
+template <class T, State kState>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) select_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     unsigned char* shared = port::shared_memory();
     auto* control = reinterpret_cast<Control*>(shared + kTileBytes);
@@ -62,7 +53,7 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kBlockThreads) select_kernel(const IDSEL_G
         if (!complete_gram<T>(args, work, shared, control)) continue;
         const Tokens tokens = tokens_of(args, work.sample, shared);
         Loop loop{args, work.sample, tokens, control, 0};
-        run_rule<family>(loop, Alone{}, AllRules{});
+        run_rule<kState>(loop, Alone{}, AllRules{});
         port::barrier();  // before the next tile overwrites the tokens
     }
 }

@@ -3,21 +3,21 @@
 
 #include <math.h>
 
-#include "common/host_device.h"
+#include "rules/rule.h"
 
 namespace idsel {
 
-struct Coverage {
+struct Coverage : Rule {
     static constexpr int kId = 5;
     static constexpr const char* kName = "Coverage";
     static constexpr int kParamCount = 2;
     static constexpr const char* kParams[kParamCount] = {"alpha", "combine"};
-    static constexpr const char* kState = "coverage";
+    static constexpr State kState = State::kCoverage;
 
     double alpha;
     bool add;
 
-    static Coverage from_params(const double* params) { return {params[0], params[1] != 0.0}; }
+    static Coverage from_params(const double* params) { return {{}, params[0], params[1] != 0.0}; }
 
     // Bounded, so that its product with a gain stays finite. The power is rounded once, from double.
     IDSEL_HD float saliency(float importance) const {

@@ -3,20 +3,20 @@
 
 #include <math.h>
 
-#include "common/host_device.h"
+#include "rules/rule.h"
 
 namespace idsel {
 
-struct DPP {
+struct DPP : Rule {
     static constexpr int kId = 4;
     static constexpr const char* kName = "DPP";
     static constexpr int kParamCount = 1;
     static constexpr const char* kParams[kParamCount] = {"eps"};
-    static constexpr const char* kState = "history";
+    static constexpr State kState = State::kHistory;
 
     float eps;
 
-    static DPP from_params(const double* params) { return {static_cast<float>(params[0])}; }
+    static DPP from_params(const double* params) { return {{}, static_cast<float>(params[0])}; }
 
     // Its square stays finite.
     IDSEL_HD float quality(float importance) const { return fminf(fmaxf(importance, -0x1p63f), 0x1p63f); }

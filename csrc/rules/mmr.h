@@ -3,33 +3,30 @@
 
 #include <math.h>
 
-#include "common/host_device.h"
+#include "rules/rule.h"
 
 namespace idsel {
 
-struct MMR {
+struct MMR : TokenRule {
     static constexpr int kId = 1;
     static constexpr const char* kName = "MMR";
     static constexpr int kParamCount = 2;
     static constexpr const char* kParams[kParamCount] = {"lam", "parallel_k"};
-    static constexpr const char* kState = "token";
 
     float lam;
     float one_minus_lam;
     long long parallel_k;
 
     static MMR from_params(const double* params) {
-        return {static_cast<float>(params[0]), static_cast<float>(1.0 - params[0]), static_cast<long long>(params[1])};
+        return {
+            {}, static_cast<float>(params[0]), static_cast<float>(1.0 - params[0]), static_cast<long long>(params[1])};
     }
 
     // State: the largest similarity to a pick. None lies below -1, so -1 stands for "no pick yet".
-    IDSEL_HD float start(float importance) const { return importance; }
     IDSEL_HD float untouched(float /*importance*/) const { return -1.0f; }
     IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return fmaxf(state, c); }
     IDSEL_HD float priority(float state, float importance) const { return lam * importance - one_minus_lam * state; }
     IDSEL_HD bool settled(float state) const { return state >= 1.0f; }
-    IDSEL_HD bool inert(float /*pick_priority*/) const { return false; }
-    IDSEL_HD bool raises(float /*pick_priority*/) const { return false; }
     IDSEL_HD long long visible(long long picks) const { return picks - picks % parallel_k; }
 };
 

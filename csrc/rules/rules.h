@@ -1,4 +1,5 @@
-// All rules, in the order of their ids. A new rule is added here and nowhere else in the rule table.
+// All rules, in the order of their ids. Engines instantiate what they need from this list, and nothing else lists
+// rules.
 #pragma once
 
 #include "rules/coverage.h"

@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 3
+#define IDSEL_ABI 4
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 135168
@@ -140,6 +140,7 @@ typedef struct idsel_rule_info {
     const char* name;
     const char* const* param_names; /* (param_count,) */
     const char* state;              /* what its loop carries: "token", "history" or "coverage" */
+    int32_t needs_similarities; /* 0: no pick changes a priority, so that no dot products of two tokens are needed */
 } idsel_rule_info;
 
 /* Selects. On the CPU it returns when done, and allocates what it turns out to need; else it only enqueues. */

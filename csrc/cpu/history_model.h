@@ -6,17 +6,17 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
-#include "cpu/leaders.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
 
-class DppModel {
+class HistoryModel {
   public:
     static constexpr bool kShared = true;
 
-    DppModel(const DPP& rule, Run& run) : rule_(rule), run_(run) {
+    HistoryModel(const DPP& rule, Run& run) : rule_(rule), run_(run) {
         const int64_t n = run.sample.n;
         width_ = std::min(run.sample.k, n);
         d_.resize(static_cast<size_t>(n));

@@ -1,4 +1,4 @@
-#include "cpu/team.h"
+#include "cpu/thread_pool.h"
 
 #include <algorithm>
 #include <system_error>
@@ -19,7 +19,7 @@ void pause() {
 
 }  // namespace
 
-Team::~Team() {
+ThreadPool::~ThreadPool() {
     if (helpers_.empty()) return;
     {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -30,7 +30,7 @@ Team::~Team() {
     for (std::thread& helper : helpers_) helper.join();
 }
 
-void Team::start_helpers() {
+void ThreadPool::start_helpers() {
     if (!helpers_.empty()) return;
     helpers_.reserve(static_cast<size_t>(threads_ - 1));
     while (static_cast<int>(helpers_.size()) < threads_ - 1) {
@@ -43,7 +43,7 @@ void Team::start_helpers() {
     if (helpers_.empty()) threads_ = 1;
 }
 
-bool Team::wait_for_job(uint32_t done) {
+bool ThreadPool::wait_for_job(uint32_t done) {
     for (int look = 0; look < kLooks && job_.load(std::memory_order_acquire) == done; ++look) pause();
     if (job_.load(std::memory_order_acquire) == done) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -52,7 +52,7 @@ bool Team::wait_for_job(uint32_t done) {
     return !closing_.load();
 }
 
-void Team::help() {
+void ThreadPool::help() {
     // Helpers start before the first job is posted, or while it is: `0` is the count before it.
     uint32_t done = 0;
     while (wait_for_job(done)) {
@@ -64,11 +64,11 @@ void Team::help() {
     }
 }
 
-void Team::take_chunks() {
+void ThreadPool::take_chunks() {
     for (int64_t begin; (begin = next_.fetch_add(grain_)) < count_;) (*body_)(begin, std::min(begin + grain_, count_));
 }
 
-void Team::parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+void ThreadPool::parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
     if (threads_ > 1 && count > grain) start_helpers();
     if (threads_ == 1 || count <= grain) {
         if (count > 0) body(0, count);

@@ -14,12 +14,12 @@ namespace idsel::cpu {
 // The calling thread and up to `threads - 1` helpers, which start with the first loop that needs them and end with
 // the object. Nothing outlives a call, so that a process may fork between calls and no idle thread competes with
 // torch's own.
-class Team {
+class ThreadPool {
   public:
-    explicit Team(int threads) : threads_(threads) {}
-    ~Team();
-    Team(const Team&) = delete;
-    Team& operator=(const Team&) = delete;
+    explicit ThreadPool(int threads) : threads_(threads) {}
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
 
     int threads() const { return threads_; }
     // Whether a loop has needed the helpers.

@@ -1,28 +1,27 @@
 // Exact lazy greedy (Minoux 1978). Priorities never rise, so a stale one is an upper bound: only tokens on top are
 // brought up to date, and the one on top is picked if it is exact. docs/cpu_engine.md has the proofs.
+#pragma once
+
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
-#include "cpu/coverage_model.h"
-#include "cpu/dpp_model.h"
+#include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
-#include "cpu/leaders.h"
-#include "cpu/row_model.h"
 
 namespace idsel::cpu {
-namespace {
 
 // The lazy loop of one sample.
 template <class Model>
-class Lazy {
+class LazyLoop {
   public:
-    Lazy(Model& model, Run& run)
+    LazyLoop(Model& model, Run& run)
         : model_(model),
           run_(run),
           advance_(model, run),
-          leaders_(run.sample.n),
-          planner_(run.sample.n, run.sample.dim, run.similarity.team().threads(), run.similarity.gram_fits_budget()),
-          few_(Planner::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1) {}
+          argmax_(run.sample.n),
+          cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), run.similarity.gram_fits_budget()),
+          few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1) {}
 
     bool pick_all() {
         rebuild();
@@ -31,12 +30,12 @@ class Lazy {
                 model_.begin();
                 rebuild();
             }
-            const int64_t top = leaders_.top();
-            if (leaders_.key(top) == kNoKey) return true;
+            const int64_t top = argmax_.top();
+            if (argmax_.key(top) == kNoKey) return true;
             if (!model_.fresh(top)) {
-                bring_nearer();
+                tighten_bounds();
             } else if (!usable(top)) {
-                leaders_.update(top, kNoKey);
+                argmax_.update(top, kNoKey);
             } else if (!take(top)) {
                 return run_.done();
             }
@@ -47,9 +46,9 @@ class Lazy {
   private:
     void rebuild() {
         for (int64_t j = 0; j < run_.sample.n; ++j) {
-            leaders_.set(j, run_.competes(j) ? model_.key(j) : kNoKey);
+            argmax_.set(j, run_.competes(j) ? model_.key(j) : kNoKey);
         }
-        leaders_.refresh();
+        argmax_.refresh();
     }
 
     bool usable(int64_t token) {
@@ -61,15 +60,15 @@ class Lazy {
     // Whether a token of this key may be picked before the best exact one known.
     bool may_win(int64_t token, float key) const { return key > exact_ || (key == exact_ && token < exact_token_); }
 
-    // Brings tokens on top nearer, several at a time: what is read of a pick then serves several of them, and threads
-    // have something to share. Little is done in vain: half as many as this pick has taken so far, or a few that are
-    // alike. Those few have the largest bounds, so that they will come up sooner or later.
-    void bring_nearer() {
+    // Tightens the bounds of tokens on top, several at a time: what is read of a pick then serves several of them, and
+    // threads have something to share. Little is done in vain: half as many as this pick has taken so far, or a few
+    // that are alike. Those few have the largest bounds, so that they will come up sooner or later.
+    void tighten_bounds() {
         if (portion() > run_.sample.n / 16) {
             settle_rivals();
         } else {
             take_top_stale();
-            for (int64_t token : advance()) leaders_.update(token, leaders_.key(token));
+            for (int64_t token : advance()) argmax_.update(token, argmax_.key(token));
         }
     }
 
@@ -83,50 +82,50 @@ class Lazy {
     void take_top_stale() {
         tokens_.clear();
         others_.clear();
-        const int64_t most = portion(), progress = model_.progress(leaders_.top());
+        const int64_t most = portion(), progress = model_.progress(argmax_.top());
         for (int64_t tries = most > few_ ? most : 2 * most; tries > 0; --tries) {
-            const int64_t top = leaders_.top();
-            if (leaders_.key(top) == kNoKey || model_.fresh(top)) break;
+            const int64_t top = argmax_.top();
+            if (argmax_.key(top) == kNoKey || model_.fresh(top)) break;
             if (most > few_ || model_.progress(top) == progress) {
                 tokens_.push_back(top);
             } else {
                 others_.push_back(top);
             }
-            leaders_.update(top, kNoKey);
+            argmax_.update(top, kNoKey);
             if (static_cast<int64_t>(tokens_.size()) == most) break;
         }
-        for (int64_t token : others_) leaders_.update(token, model_.key(token));
+        for (int64_t token : others_) argmax_.update(token, model_.key(token));
     }
 
-    // Brings all stale tokens that may win nearer, in portions, until none is left. From the top one by one, so many
-    // would take longer.
+    // Tightens the bounds of all stale tokens that may win, in portions, until none is left. From the top one by one,
+    // so many would take longer.
     void settle_rivals() {
         rivals_.clear();
         for (int64_t j = 0; j < run_.sample.n; ++j) {
-            if (may_win(j, leaders_.key(j)) && !model_.fresh(j)) rivals_.push_back(j);
+            if (may_win(j, argmax_.key(j)) && !model_.fresh(j)) rivals_.push_back(j);
         }
         while (!rivals_.empty()) {
             take_largest_rivals();
             advance();
-            const auto beaten = [this](int64_t j) { return !may_win(j, leaders_.key(j)) || model_.fresh(j); };
+            const auto beaten = [this](int64_t j) { return !may_win(j, argmax_.key(j)) || model_.fresh(j); };
             rivals_.erase(std::remove_if(rivals_.begin(), rivals_.end(), beaten), rivals_.end());
         }
-        leaders_.refresh();
+        argmax_.refresh();
     }
 
     // tokens_: a portion of rivals_, those of the largest keys.
     void take_largest_rivals() {
         const int64_t most = std::min(portion(), static_cast<int64_t>(rivals_.size()));
-        const auto larger = [this](int64_t a, int64_t b) { return leaders_.key(a) > leaders_.key(b); };
+        const auto larger = [this](int64_t a, int64_t b) { return argmax_.key(a) > argmax_.key(b); };
         std::nth_element(rivals_.begin(), rivals_.begin() + (most - 1), rivals_.end(), larger);
         tokens_.assign(rivals_.begin(), rivals_.begin() + most);
     }
 
-    // Lets each of tokens_ absorb picks until it is exact or cannot win, and sets its key without its leader.
+    // Lets each of tokens_ absorb picks until it is exact or cannot win, and sets its key without its block's maximum.
     const std::vector<int64_t>& advance() {
         advance_(
             tokens_, [this](int64_t j) { return may_win(j, model_.key(j)); },
-            [this](int64_t dots) { return planner_.sharing_pays(dots, run_.similarity.team().started()); });
+            [this](int64_t dots) { return cost_model_.sharing_pays(dots, run_.similarity.pool().started()); });
         for (int64_t token : tokens_) {
             float key = model_.key(token);
             if (key > kNoKey && !usable(token)) key = kNoKey;
@@ -134,7 +133,7 @@ class Lazy {
                 exact_ = key;
                 exact_token_ = token;
             }
-            leaders_.set(token, key);
+            argmax_.set(token, key);
         }
         looked_ += static_cast<int64_t>(tokens_.size());
         return tokens_;
@@ -142,50 +141,41 @@ class Lazy {
 
     // False when the loop is over: all picked, or the dense path should go on.
     bool take(int64_t top) {
-        const Pick pick{top, leaders_.key(top)};
+        const Pick pick{top, argmax_.key(top)};
         run_.take(pick.token, pick.priority);
-        leaders_.update(top, kNoKey);
+        argmax_.update(top, kNoKey);
         if (run_.done() || !model_.take(pick)) return false;
-        planner_.count_pick(run_.similarity.dots() - counted_);
+        cost_model_.count_pick(run_.similarity.dots() - counted_);
         counted_ = run_.similarity.dots();
         looked_before_ = looked_;
         looked_ = 0;
         exact_ = kNoKey;
         exact_token_ = 0;
         return run_.similarity.has_gram() || !Model::kDense ||
-               !planner_.gram_pays(static_cast<double>(run_.remaining()));
+               !cost_model_.gram_pays(static_cast<double>(run_.remaining()));
     }
 
     Model& model_;
     Run& run_;
     Advance<Model> advance_;
-    Leaders leaders_;
-    Planner planner_;
-    int64_t few_;  // how many tokens are worth being brought nearer at once when nothing is known of their number
-    std::vector<int64_t> tokens_;  // to be brought nearer next
+    BlockedArgmax argmax_;
+    CostModel cost_model_;
+    int64_t few_;                  // how many bounds are worth tightening at once when nothing is known of their number
+    std::vector<int64_t> tokens_;  // whose bounds are tightened next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
     int64_t counted_ = 0;          // dot products before this pick
-    int64_t looked_ = 0;           // tokens brought nearer for this pick
+    int64_t looked_ = 0;           // bounds tightened for this pick
     int64_t looked_before_ = 0;    // and for the one before
     // The best exact priority met for this pick, and its token.
     float exact_ = kNoKey;
     int64_t exact_token_ = 0;
 };
 
-}  // namespace
-
+// Picks lazily. Returns true when no more can be picked by priority, false when the dense path should go on.
 template <class Model>
 bool lazy_greedy(Model& model, Run& run) {
-    return Lazy<Model>(model, run).pick_all();
+    return LazyLoop<Model>(model, run).pick_all();
 }
-
-template bool lazy_greedy(RowModel<IDSelection>&, Run&);
-template bool lazy_greedy(RowModel<MMR>&, Run&);
-template bool lazy_greedy(RowModel<MaxMin>&, Run&);
-template bool lazy_greedy(RowModel<HardSuppress>&, Run&);
-template bool lazy_greedy(RowModel<TopK>&, Run&);
-template bool lazy_greedy(DppModel&, Run&);
-template bool lazy_greedy(CoverageModel&, Run&);
 
 }  // namespace idsel::cpu

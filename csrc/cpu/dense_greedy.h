@@ -1,14 +1,13 @@
 // The dense path: after every pick all priorities are brought up to date, from the whole Gram or from one row of it.
+#pragma once
+
+#include <cstdint>
 #include <vector>
 
-#include "cpu/coverage_model.h"
-#include "cpu/dpp_model.h"
+#include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
-#include "cpu/leaders.h"
-#include "cpu/row_model.h"
 
 namespace idsel::cpu {
-namespace {
 
 // Finds out who does not take part, which the parallel loops take as known.
 template <class Model>
@@ -39,17 +38,17 @@ template <class Model>
 void prepare_source(Model& model, Run& run) {
     Similarity& similarity = run.similarity;
     if (!similarity.has_gram()) {
-        const Planner planner(run.sample.n, run.sample.dim, similarity.team().threads(), similarity.gram_fits_budget());
-        const bool gram =
-            planner.gram_beats_rows(static_cast<double>(run.remaining()), static_cast<double>(stale_pairs(model, run)));
+        const CostModel cost_model(run.sample.n, run.sample.dim, similarity.pool().threads(),
+                                   similarity.gram_fits_budget());
+        const bool gram = cost_model.gram_beats_rows(static_cast<double>(run.remaining()),
+                                                     static_cast<double>(stale_pairs(model, run)));
         if (gram) similarity.make_gram();
         run.path = gram ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_LAZY_ROWS;
     }
     if (run.picks.empty()) run.path = IDSEL_PATH_GRAM;
 }
 
-}  // namespace
-
+// Picks with all priorities exact at every step, until no more can be picked by priority.
 template <class Model>
 void dense_greedy(Model& model, Run& run) {
     std::vector<uint8_t> eligible(static_cast<size_t>(run.sample.n));
@@ -71,13 +70,5 @@ void dense_greedy(Model& model, Run& run) {
         model.take(pick);
     }
 }
-
-template void dense_greedy(RowModel<IDSelection>&, Run&);
-template void dense_greedy(RowModel<MMR>&, Run&);
-template void dense_greedy(RowModel<MaxMin>&, Run&);
-template void dense_greedy(RowModel<HardSuppress>&, Run&);
-template void dense_greedy(RowModel<TopK>&, Run&);
-template void dense_greedy(DppModel&, Run&);
-template void dense_greedy(CoverageModel&, Run&);
 
 }  // namespace idsel::cpu

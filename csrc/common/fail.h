@@ -11,4 +11,7 @@ __attribute__((format(printf, 2, 3)))
 #endif
 idsel_status fail(idsel_status status, const char* format, ...) noexcept;
 
+// What fail() remembered last on this thread.
+const char* last_failure() noexcept;
+
 }  // namespace idsel

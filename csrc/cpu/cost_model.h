@@ -22,9 +22,9 @@ struct Costs {
 };
 
 // What the lazy loop counts, and what it concludes.
-class Planner {
+class CostModel {
   public:
-    Planner(int64_t n, int64_t dim, int threads, bool gram_fits)
+    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits)
         : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
 
     // Cost of going on densely for `picks` more picks, `stale` pairs of token and pick being open.

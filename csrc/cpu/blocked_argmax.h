@@ -12,9 +12,9 @@ constexpr float kNoKey = -std::numeric_limits<float>::infinity();
 
 // The largest key of every block of tokens. A few straight loops, which for thousands of tokens take less time than
 // the dependent steps of a heap; equal keys come out in index order by themselves.
-class Leaders {
+class BlockedArgmax {
   public:
-    explicit Leaders(int64_t n)
+    explicit BlockedArgmax(int64_t n)
         : keys_(static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock), kNoKey), largest_(keys_.size() / kBlock) {}
 
     // Sets a key without its block's; `refresh` afterwards.
