@@ -25,6 +25,7 @@ __all__ = [
     "MaxMin",
     "Rule",
     "State",
+    "Tier",
     "TopK",
     "decode",
 ]
@@ -38,18 +39,42 @@ class State(enum.Enum):
     COVERAGE = "a reduction over the whole Gram per pick"
 
 
+class Tier(enum.IntEnum):
+    """How a token ranks for the next pick: the higher tier first, then the higher value, then the lower index."""
+
+    HAS_PRIORITY = 1  # by priority
+    NO_PRIORITY = 0  # the rule has nothing left to say about it: by importance
+    UNUSABLE = -1  # its importance or features are not usable: by index
+    NOT_THERE = -2  # outside the sample, masked, or picked
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Base class of all rules; not a rule itself."""
+    """Base class of all rules; not a rule itself.
+
+    A rule says here what engines ask about it, where it differs from most.
+
+    Attributes:
+        rule_id: its number at every boundary.
+        state: what the loop carries for it.
+        needs_importance: whether `select` demands an importance.
+        needs_similarities: False: no pick changes a priority, so that no similarity is needed.
+        needs_nearest: whether its first priorities need the similarities of all pairs of tokens.
+    """
 
     rule_id: ClassVar[int]
     state: ClassVar[State] = State.TOKEN
     needs_importance: ClassVar[bool] = True
+    needs_similarities: ClassVar[bool] = True
     is_complete: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         # A class derived from a rule is not one itself: engines know rules by their exact type.
         cls.is_complete = "rule_id" in cls.__dict__
+
+    @property
+    def needs_nearest(self) -> bool:
+        return False
 
     def encode(self) -> tuple[int, list[float]]:
         """The rule as `(rule_id, params)`, the only form in which it crosses into an operator or a kernel."""
@@ -161,6 +186,10 @@ class MaxMin(Rule):
     start: int | None = None
     rule_id: ClassVar[int] = 2
     needs_importance: ClassVar[bool] = False
+
+    @property
+    def needs_nearest(self) -> bool:
+        return self.start is None
 
     def __post_init__(self) -> None:
         if self.start is not None:
@@ -309,6 +338,7 @@ class TopK(Rule):
     """
 
     rule_id: ClassVar[int] = 6
+    needs_similarities: ClassVar[bool] = False
 
 
 RULES: dict[str, type[Rule]] = {

@@ -17,16 +17,15 @@ import torch
 from . import api
 from .engines.reference import (
     Batch,
-    DPPState,
-    HardSuppressState,
     RuleState,
     Standing,
     reference_select,
     rule_state,
     standing,
+    state_type,
 )
 from .problem import Inputs, Problem
-from .rules import DPP, MMR, HardSuppress, IDSelection, MaxMin, Rule, State
+from .rules import IDSelection, Rule, State, Tier
 
 __all__ = [
     "Case",
@@ -41,11 +40,6 @@ __all__ = [
     "ragged",
 ]
 
-# A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
-# way inside this band.
-SIMILARITY_SLACK = 1e-5
-# The smallest Schur complements that float32 can tell from zero vary by about this factor around `DPP.eps`.
-RANK_SLACK = 16.0
 # A priority of this size comes from an importance of +inf, and says nothing about the size of the others.
 _ENORMOUS = 2.0**62
 _TINY = 2.0**-126
@@ -330,7 +324,7 @@ def _replay_picks(batch: Batch, rule: Rule, picks: torch.Tensor) -> tuple[torch.
 
 
 def _has_hard_edge(rule: Rule) -> bool:
-    return isinstance(rule, (HardSuppress, DPP))
+    return state_type(rule).move_edge is not RuleState.move_edge
 
 
 def _edge_states(rule: Rule, batch: Batch, max_picks: int) -> list[RuleState]:
@@ -338,24 +332,18 @@ def _edge_states(rule: Rule, batch: Batch, max_picks: int) -> list[RuleState]:
     if not _has_hard_edge(rule):
         return [rule_state(rule, batch, max_picks)]
     strict, lenient = (rule_state(rule, batch, max_picks) for _ in range(2))
-    if isinstance(strict, HardSuppressState) and isinstance(lenient, HardSuppressState):
-        strict.threshold -= SIMILARITY_SLACK
-        lenient.threshold += SIMILARITY_SLACK
-    elif isinstance(strict, DPPState) and isinstance(lenient, DPPState):
-        strict.rank_floor = strict.rank_floor * RANK_SLACK
-        lenient.rank_floor = lenient.rank_floor / RANK_SLACK
+    strict.move_edge(-1)
+    lenient.move_edge(1)
     return [strict, lenient]
 
 
 def _unit(rule: Rule, priorities: torch.Tensor) -> torch.Tensor:
     """(k,) from the priorities (variants, k) of the picks."""
     sizes = torch.where(priorities.isfinite(), priorities.abs(), 0.0).amax(0)
-    # IDSelection takes shares of an enormous priority off all others, so that theirs are rounded relative to it.
-    alike = isinstance(rule, IDSelection)
+    alike, least = state_type(rule).takes_shares, state_type(rule).least_unit
     ordinary = sizes if alike else sizes[sizes < _ENORMOUS]
     usual = float(ordinary.max()) if ordinary.numel() else 0.0
-    # Similarities are rounded relative to 1, however small the distances left.
-    usual = max(usual, 1.0) if isinstance(rule, (MMR, MaxMin)) else max(usual, _TINY)
+    usual = max(usual, least, _TINY)
     return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes)
 
 
@@ -370,7 +358,7 @@ def _regret(strict: Standing, lenient: Standing, pick: torch.Tensor) -> float:
     best_tier, pick_tier = int(strict.tier[0, best]), int(lenient.tier[0, pick])
     if pick_tier != best_tier:
         return math.inf if pick_tier < best_tier else 0.0
-    if pick_tier == 0:
+    if pick_tier == Tier.UNUSABLE:
         return float(pick - best)
     return max(0.0, float(strict.value[0, best]) - float(lenient.value[0, pick]))
 

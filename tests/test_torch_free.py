@@ -29,6 +29,20 @@ def test_no_source_includes_torch(path: Path) -> None:
     assert not [name for name in _includes(path) if re.match(r"(torch|ATen|c10|THC)\b", name)]
 
 
+# Each folder of csrc includes itself and those before it.
+LAYERS = ("include", "common", "rules", "cpu", "cuda", "core", "bindings")
+ASIDE = {("cuda", "cpu")}  # two engines, which know nothing of each other
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_no_source_includes_what_lies_above_it(path: Path) -> None:
+    layer = path.relative_to(CSRC).parts[0]
+    for name in _includes(path):
+        folder = "include" if name.startswith("idsel/") else name.split("/")[0]
+        if "/" in name and folder in LAYERS:
+            assert LAYERS.index(folder) <= LAYERS.index(layer) and (layer, folder) not in ASIDE, name
+
+
 def test_only_the_binding_includes_pybind11() -> None:
     users = {path.relative_to(CSRC).as_posix() for path in SOURCES if any("pybind11" in n for n in _includes(path))}
     assert users == {"bindings/module.cpp"}

@@ -68,7 +68,7 @@ def tile_for(arch: int, itemsize: int, dim: int) -> Tile:
 
 
 def _max_registers(
-    arch: int, itemsize: int, num_warps: int, coverage: bool, history: bool, first_pairs: bool
+    arch: int, itemsize: int, num_warps: int, coverage: bool, history: bool, nearest_first: bool
 ) -> int | None:
     """The limit to compile for; None leaves it to the assembler.
 
@@ -80,11 +80,11 @@ def _max_registers(
     if itemsize == 4:
         if coverage:
             return 128
-        return None if first_pairs or num_warps != 4 else 224
+        return None if nearest_first or num_warps != 4 else 224
     if num_warps != 4 or 90 <= arch < 120:
         return None
     # Three programs of 128 threads with 168 registers fit into the register file, or two with 255.
-    return 168 if arch >= 120 and not (history or first_pairs) else 255
+    return 168 if arch >= 120 and not (history or nearest_first) else 255
 
 
 def choose(
@@ -96,7 +96,7 @@ def choose(
     streamed: bool = False,
     coverage: bool = False,
     history: bool = False,
-    first_pairs: bool = False,
+    nearest_first: bool = False,
 ) -> Config:
     """The configuration of a call.
 
@@ -108,12 +108,12 @@ def choose(
         streamed: the loop must keep its values in memory, whatever N.
         coverage: the rule adds up the whole Gram per pick.
         history: the rule keeps a row per pick.
-        first_pairs: tiles also find each token's nearest other.
+        nearest_first: tiles also find each token's nearest other.
     """
     tile = tile_for(arch, itemsize, dim)
     resident = not streamed and tokens <= LARGEST_RESIDENT
     block_n = max(64, 1 << (tokens - 1).bit_length()) if resident else _STREAMED_BLOCK
     # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens.
     num_warps = _COVERAGE_WARPS if coverage or block_n > 1024 else 4
-    max_registers = _max_registers(arch, itemsize, num_warps, coverage, history, first_pairs)
+    max_registers = _max_registers(arch, itemsize, num_warps, coverage, history, nearest_first)
     return Config(tile, block_n, resident, num_warps, max_registers)

@@ -16,21 +16,21 @@ import triton
 import triton.language as tl
 
 from .rules import (
-    COVERAGE,
-    DPP,
     HIGHEST_KEY,
     INF,
-    LARGEST,
-    LEFT_FOR_LAST,
     LOWEST_KEY,
-    TOP_K,
+    NO_PRIORITY,
+    STATE_COVERAGE,
+    STATE_HISTORY,
     absorb,
+    clamp_importance,
     dpp_component,
     gain_priority,
-    is_closed,
+    is_there,
     key_priority,
     key_tier,
     key_token,
+    rank_floor,
     rank_key,
     reported,
     similarity,
@@ -133,7 +133,7 @@ def _squares(
 def _tile(
     tile, features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
     n, dim, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole, all_pairs,
-    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, FIRST_PAIRS: tl.constexpr, DOTS: tl.constexpr,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile (of the upper triangle, or of the diagonal where there is no Gram to fill) and its mirror."""
@@ -157,7 +157,7 @@ def _tile(
             if tile_i != tile_j:
                 mirror_ptr = gram_ptr + columns.to(tl.int64)[:, None] * gram_width + rows[None, :]
                 tl.store(mirror_ptr, tl.trans(products), mask=(columns < n)[:, None] & (rows < n)[None, :])
-    if FIRST_PAIRS:
+    if NEAREST_FIRST:
         # Norms here and now: other programs have the diagonal tiles.
         squares_i = _squares(features_ptr, rows, n, dim, stride_fn, stride_fd, WIDEN, BLOCK_M, BLOCK_K)
         squares_j = _squares(features_ptr, columns, n, dim, stride_fn, stride_fd, WIDEN, BLOCK_M, BLOCK_K)
@@ -182,9 +182,9 @@ def _tile(
 
 @triton.jit
 def _start_block(
-    begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, f0, f1, i0,
-    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, FIRST_PAIRS: tl.constexpr, RULE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NEAREST_FIRST: tl.constexpr,
+    RULE: tl.constexpr, STATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens before the first pick: (standing, priority, state, scale), also written to the workspace."""
     tokens = begin + tl.arange(0, BLOCK_N)
@@ -195,22 +195,22 @@ def _start_block(
         importance_ptr, mask_ptr, stride_in, stride_mn, tokens, n, HAS_IMPORTANCE, HAS_MASK
     )
     takes_part = _takes_part(importance, exists, squares)
-    importance = tl.where(importance > LARGEST, LARGEST, importance)
+    importance = clamp_importance(importance)
     standing = tl.where(exists, tl.where(takes_part, importance, -INF), float("nan"))
     scale = _reciprocal_norm(squares)
     nearest = tl.full((BLOCK_N,), -INF, dtype=tl.float32)
-    if FIRST_PAIRS:
+    if NEAREST_FIRST:
         nearest_ptr = here + scratch_width * NEAREST
         for _ in range(tl.cdiv(n, BLOCK_M)):
             nearest = tl.maximum(nearest, tl.load(nearest_ptr, mask=inside, other=-INF, cache_modifier=".cg"))
             nearest_ptr += scratch_width
-    priority, state = start(importance, takes_part, squares > 0.0, nearest, tokens, f0, f1, i0, FIRST_PAIRS, RULE)
+    priority, state = start(importance, takes_part, squares > 0.0, nearest, tokens, p0, NEAREST_FIRST, RULE)
     tl.store(here + scratch_width * SCALE, scale, mask=inside)
     tl.store(here + scratch_width * STANDING, standing, mask=inside)
     tl.store(here + scratch_width * PRIORITY, priority, mask=inside)
     tl.store(here + scratch_width * STATE, state, mask=inside)
     tl.store(here + scratch_width * SCORE, tl.full((BLOCK_N,), float("nan"), dtype=tl.float32), mask=inside)
-    if RULE == COVERAGE:
+    if STATE == STATE_COVERAGE:
         # Nothing is left to cover of a token that does not take part.
         tl.store(here + scratch_width * COVER, tl.where(takes_part, 0.0, INF), mask=inside)
     return standing, priority, state, scale
@@ -247,25 +247,26 @@ def _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N: tl.cons
 @triton.jit
 def _step_block(
     begin, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
-    standing, priority, state, scale, f0, f1, f2, i0, i1, RULE: tl.constexpr, BLOCK_N: tl.constexpr,
+    standing, priority, state, scale, p0, p1, p2, p3,
+    RULE: tl.constexpr, STATE: tl.constexpr, DOTS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens after a pick: (priority, state)."""
     tokens = begin + tl.arange(0, BLOCK_N)
     inside = tokens < n
-    if RULE == COVERAGE:
+    if STATE == STATE_COVERAGE:
         gain = tl.load(scratch_ptr + scratch_width * GAIN + tokens, mask=inside, other=0.0)
-        return gain_priority(gain, state, f2), state
-    elif RULE == TOP_K:
+        return gain_priority(gain, state, p1), state
+    elif DOTS == NO_ROWS:
         return priority, state
     else:
         dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
         c = similarity(dot, scale_i, scale, pick, tokens)
-        if RULE == DPP:
+        if STATE == STATE_HISTORY:
             history_ptr = scratch_ptr + scratch_width * HISTORY
             overlap = _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N)
             c = dpp_component(c, overlap, state_i, state, score)
             tl.store(history_ptr + step * scratch_width + tokens, c, mask=inside)
-        return absorb(c, pick, score, step, tokens, standing, priority, state, f0, f1, i0, i1, RULE)
+        return absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, p3, RULE)
 
 
 @triton.jit
@@ -326,7 +327,7 @@ def _panel_rows(limit, scratch_ptr, n, scratch_width, BLOCK_M: tl.constexpr, BLO
     bound = tl.full((), HIGHEST_KEY, dtype=tl.int64)
     for slot in range(BLOCK_M):
         bound = _best_below(bound, limit, scratch_ptr, n, scratch_width, BLOCK_N)
-        token = tl.where(is_closed(bound), -1, key_token(bound))
+        token = tl.where(is_there(bound), key_token(bound), -1)
         rows = tl.where(slots == slot, token, rows)
     return rows
 
@@ -369,34 +370,33 @@ def _write_ascending(scratch_ptr, indices_ptr, scores_ptr, n, scratch_width, RUL
 def _greedy(
     features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
     n, dim, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole,
-    f0, f1, f2, i0, i1,
-    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, FIRST_PAIRS: tl.constexpr, DOTS: tl.constexpr,
-    SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, RESIDENT: tl.constexpr,
+    p0, p1, p2, p3,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr,
+    SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, STATE: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_I: tl.constexpr, COVER_J: tl.constexpr,
 ):  # fmt: skip
     """The loop over picks. With RESIDENT all tokens are one block, whose values stay in registers."""
     for begin in range(0, n, BLOCK_N):
         _start_block(
-            begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, f0, f1, i0,
-            HAS_IMPORTANCE, HAS_MASK, FIRST_PAIRS, RULE, BLOCK_M, BLOCK_N,
+            begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
+            HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, RULE, STATE, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     tl.debug_barrier()
-    if RULE == COVERAGE:
+    if STATE == STATE_COVERAGE:
         _gains(gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_I, COVER_J)
         for begin in range(0, n, BLOCK_N):
             tokens = begin + tl.arange(0, BLOCK_N)
             here = scratch_ptr + tokens
             gain = tl.load(here + scratch_width * GAIN, mask=tokens < n, other=0.0)
             saliency = tl.load(here + scratch_width * STATE, mask=tokens < n, other=0.0)
-            tl.store(here + scratch_width * PRIORITY, gain_priority(gain, saliency, f2), mask=tokens < n)
+            tl.store(here + scratch_width * PRIORITY, gain_priority(gain, saliency, p1), mask=tokens < n)
         tl.debug_barrier()
 
     limit = tl.full((), -INF, dtype=tl.float32)
     best = _best_below(tl.full((), HIGHEST_KEY, dtype=tl.int64), limit, scratch_ptr, n, scratch_width, BLOCK_N)
-    if RULE == DPP:
-        # What lies at or below this is spanned by the picks, or has no direction at all.
-        limit = f0 * tl.maximum(key_priority(best), 0.0)
+    if STATE == STATE_HISTORY:
+        limit = rank_floor(key_priority(best), p0)
         best = _best_below(tl.full((), HIGHEST_KEY, dtype=tl.int64), limit, scratch_ptr, n, scratch_width, BLOCK_N)
     if RESIDENT:
         standing, priority, state, scale = _load_block(0, scratch_ptr, n, scratch_width, BLOCK_N)
@@ -404,13 +404,13 @@ def _greedy(
     rows = tl.full((BLOCK_M,), -1, dtype=tl.int32)
     steps = tl.minimum(count, n)
     for step in range(steps):
-        closed = is_closed(best)
-        pick = tl.where(closed, 0, key_token(best))
+        there = is_there(best)
+        pick = tl.where(there, key_token(best), 0)
         score = key_priority(best)
         if SORT:
-            tl.store(scratch_ptr + scratch_width * SCORE + pick, score, mask=closed == 0)
+            tl.store(scratch_ptr + scratch_width * SCORE + pick, score, mask=there)
         else:
-            tl.store(indices_ptr + step, tl.where(closed, -1, pick).to(tl.int64))
+            tl.store(indices_ptr + step, tl.where(there, pick, -1).to(tl.int64))
             tl.store(scores_ptr + step, reported(score, RULE))
 
         row_ptr = gram_ptr
@@ -428,13 +428,13 @@ def _greedy(
                 row = tl.max(tl.where(rows == pick, slots, 0), axis=0)
             row_ptr = gram_ptr + row.to(tl.int64) * gram_width
 
-        # A pick without usable importance and features is nobody's neighbour, and nobody is left who could mind.
-        matters = key_tier(best) > LEFT_FOR_LAST
-        if RULE == DPP:
+        # Unusable tokens are picked after all others, whose priorities no longer matter.
+        matters = key_tier(best) >= NO_PRIORITY
+        if STATE == STATE_HISTORY:
             matters = score > -INF  # when no token has a priority, none will have one again
         scale_i = tl.load(scratch_ptr + scratch_width * SCALE + pick)
         state_i = tl.load(scratch_ptr + scratch_width * STATE + pick)
-        if RULE == COVERAGE:
+        if STATE == STATE_COVERAGE:
             if matters:
                 _cover(pick, gram_ptr, scratch_ptr, n, gram_width, scratch_width, scale_i, BLOCK_N)
                 _gains(gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_I, COVER_J)
@@ -444,7 +444,7 @@ def _greedy(
             if matters:
                 priority, state = _step_block(
                     0, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
-                    standing, priority, state, scale, f0, f1, f2, i0, i1, RULE, BLOCK_N,
+                    standing, priority, state, scale, p0, p1, p2, p3, RULE, STATE, DOTS, BLOCK_N,
                 )  # fmt: skip
             best = tl.max(rank_key(standing, priority, limit, tokens), axis=0)
         else:
@@ -457,13 +457,13 @@ def _greedy(
                 if matters:
                     priority, state = _step_block(
                         begin, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
-                        standing, priority, state, scale, f0, f1, f2, i0, i1, RULE, BLOCK_N,
+                        standing, priority, state, scale, p0, p1, p2, p3, RULE, STATE, DOTS, BLOCK_N,
                     )  # fmt: skip
                     tl.store(here + scratch_width * PRIORITY, priority, mask=tokens < n)
                     tl.store(here + scratch_width * STATE, state, mask=tokens < n)
                 tl.store(here + scratch_width * STANDING, standing, mask=tokens < n)
                 best = tl.maximum(best, tl.max(rank_key(standing, priority, limit, tokens), axis=0))
-        if RULE == DPP or not RESIDENT:
+        if STATE == STATE_HISTORY or not RESIDENT:
             tl.debug_barrier()  # the next step reads what other threads have written
 
     written = steps
@@ -479,7 +479,7 @@ def _greedy(
 @triton.jit(
     do_not_specialize=[
         "stride_ib", "stride_in", "stride_mb", "stride_mn", "tokens", "count", "width", "programs",
-        "first_sample", "f0", "f1", "f2", "i0", "i1",
+        "first_sample", "p0", "p1", "p2", "p3",
     ],
     do_not_specialize_on_alignment=["importance_ptr", "mask_ptr", "cu_seqlens_ptr", "counts_ptr", "counters_ptr"],
 )  # fmt: skip
@@ -490,8 +490,8 @@ def select_kernel(
     stride_ib: tl.int64, stride_in: tl.int64, stride_mb: tl.int64, stride_mn: tl.int64,
     first_sample: tl.int32, tokens: tl.int32, dim: tl.int32, count: tl.int32, width: tl.int32, programs: tl.int32,
     gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64,
-    f0: tl.float32, f1: tl.float32, f2: tl.float32, i0: tl.int32, i1: tl.int32,
-    RULE: tl.constexpr, FIRST_PAIRS: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
+    p0: tl.float64, p1: tl.float64, p2: tl.float64, p3: tl.float64,
+    RULE: tl.constexpr, STATE: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, SORT: tl.constexpr,
     WIDEN: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -533,7 +533,7 @@ def select_kernel(
         whole = DOTS == WHOLE
 
     # Without a Gram to fill, the diagonal tiles alone: they hold the norms.
-    if FIRST_PAIRS:
+    if NEAREST_FIRST:
         all_pairs = True
     elif DOTS == NO_ROWS:
         all_pairs = False
@@ -546,7 +546,7 @@ def select_kernel(
         _tile(
             tile, features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
             n, dim, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole, all_pairs,
-            HAS_IMPORTANCE, HAS_MASK, FIRST_PAIRS, DOTS, WIDEN, BLOCK_M, BLOCK_K,
+            HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, DOTS, WIDEN, BLOCK_M, BLOCK_K,
         )  # fmt: skip
 
     # All threads' stores come before the ticket, and whoever draws the last one sees those of every program.
@@ -561,6 +561,6 @@ def select_kernel(
             features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
             indices_ptr + sample * width, scores_ptr + sample * width,
             n, dim, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole,
-            f0, f1, f2, i0, i1, HAS_IMPORTANCE, HAS_MASK, FIRST_PAIRS, DOTS, SORT, WIDEN, RULE, RESIDENT,
+            p0, p1, p2, p3, HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, DOTS, SORT, WIDEN, RULE, STATE, RESIDENT,
             BLOCK_M, BLOCK_K, BLOCK_N, COVER_I, COVER_J,
         )  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,9 +11,11 @@ import torch
 import triton
 
 from ..problem import Problem
-from . import config, kernels, rules
+from ..rules import State
+from . import config, kernels
+from .rules import PARAMS, RULE_IDS
 
-__all__ = ["INTERPRETED", "Plan", "Tensors", "launch", "make_plan", "rule_scalars"]
+__all__ = ["INTERPRETED", "RULE_IDS", "Plan", "Tensors", "launch", "make_plan"]
 
 # Whether TRITON_INTERPRET was set when Triton was imported: the kernels then run on NumPy.
 INTERPRETED = not isinstance(kernels.select_kernel, triton.JITFunction)
@@ -56,7 +57,7 @@ class Plan:
         programs: per sample.
         workspace: float32 elements.
         dots: how dot products are kept, see `kernels`: none, whole Grams, or panels where those are too large.
-        scalars: of the kernel, in its order, from `tokens` to `programs` and from `gram_width` to `i1`.
+        scalars: of the kernel, in its order, from `tokens` to `programs` and from `gram_width` to `p3`.
         constexprs: of the kernel, in its order.
         options: of the compiler.
     """
@@ -77,30 +78,9 @@ class Plan:
             yield first, min(self.samples, self.batch - first)
 
 
-def rule_scalars(rule_id: int, params: Sequence[float]) -> tuple[float, float, float, int, int]:
-    """`Rule.encode()` as the numbers f0, f1, f2, i0, i1 of the kernel, see `rules`."""
-    if rule_id == rules.ID_SELECTION.value:
-        gamma, floor = params
-        return gamma, floor, 0.0, 0, 0
-    if rule_id == rules.MMR.value:
-        lam, parallel_k = params
-        return lam, 1.0 - lam, 0.0, int(min(parallel_k, _INT32)), 0
-    if rule_id == rules.MAX_MIN.value:
-        return 0.0, 0.0, 0.0, int(min(params[0], _INT32)), 0
-    if rule_id == rules.HARD_SUPPRESS.value:
-        threshold, _height, width, radius = params
-        return threshold, 0.0, 0.0, int(width), int(min(radius, _INT32))
-    if rule_id == rules.DPP.value:
-        return params[0], 0.0, 0.0, 0, 0
-    if rule_id == rules.COVERAGE.value:
-        alpha, add = params
-        high = torch.tensor(alpha, dtype=torch.float32).item()
-        low = 0.0 if math.isinf(high) else alpha - high
-        integer_kind = 0 if alpha % 1 else 1 if alpha % 2 else 2
-        return high, low, add, integer_kind, 0
-    if rule_id == rules.TOP_K.value:
-        return 0.0, 0.0, 0.0, 0, 0
-    raise ValueError(f"the Triton kernel has no rule with id {rule_id}")
+def _padded_params(params: list[float]) -> list[float]:
+    """The numbers of `Rule.encode()` as the kernel takes them."""
+    return params + [0.0] * (PARAMS - len(params))
 
 
 def _padded(count: int) -> int:
@@ -128,26 +108,26 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     rule_id, params = problem.rule.encode()
     batch, tokens, dim, k_max, ragged = problem.batch, problem.tokens, problem.dim, problem.k_max, problem.ragged
     itemsize = problem.dtype.itemsize
-    scalars = rule_scalars(rule_id, params)
-    first_pairs = rule_id == rules.MAX_MIN.value and scalars[3] < 0
-    coverage, dpp = rule_id == rules.COVERAGE.value, rule_id == rules.DPP.value
+    nearest_first, coverage = problem.rule.needs_nearest, problem.rule.state is State.COVERAGE
+    history = problem.rule.state is State.HISTORY
     budget = budget_bytes // 4
     gram_width = _padded(tokens)
-    if rule_id == rules.TOP_K.value:
+    if not problem.rule.needs_similarities:
         dots = kernels.NO_ROWS.value
     else:
         dots = kernels.WHOLE.value if tokens * gram_width <= budget else kernels.PANEL.value
     if coverage and dots == kernels.PANEL.value:
-        raise ValueError(f"Coverage needs the whole Gram, which for {tokens} tokens exceeds {budget_bytes} bytes")
+        name = type(problem.rule).__name__
+        raise ValueError(f"{name} needs the whole Gram, which for {tokens} tokens exceeds {budget_bytes} bytes")
     streamed = dots == kernels.PANEL.value
     sizes = config.choose(
-        arch, itemsize, tokens, dim, streamed=streamed, coverage=coverage, history=dpp, first_pairs=first_pairs
+        arch, itemsize, tokens, dim, streamed=streamed, coverage=coverage, history=history, nearest_first=nearest_first
     )
     block_m = sizes.tile.block_m
     tiles = -(-tokens // block_m)
-    all_pairs = first_pairs or dots == kernels.WHOLE.value
+    all_pairs = nearest_first or dots == kernels.WHOLE.value
     programs = _triangle(tiles) if all_pairs else tiles
-    arrays = kernels.ARRAYS + (tiles if first_pairs else min(k_max, tokens) if dpp else 0)
+    arrays = kernels.ARRAYS + (tiles if nearest_first else min(k_max, tokens) if history else 0)
     if ragged:
         samples = batch
         scratch_width = _padded(tokens)
@@ -167,7 +147,8 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     programs = _programs(programs, samples)
     constexprs = {
         "RULE": rule_id,
-        "FIRST_PAIRS": first_pairs,
+        "STATE": problem.rule.state.name,
+        "NEAREST_FIRST": nearest_first,
         "DOTS": dots,
         "RAGGED": ragged,
         "HAS_IMPORTANCE": problem.has_importance,
@@ -193,7 +174,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         programs=programs,
         workspace=gram + arrays * scratch_width,
         dots=dots,
-        scalars=(tokens, dim, k_max, k_max, programs, gram_width, scratch_width, gram, *scalars),
+        scalars=(tokens, dim, k_max, k_max, programs, gram_width, scratch_width, gram, *_padded_params(params)),
         constexprs=constexprs,
         options=options,
     )

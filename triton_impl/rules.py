@@ -1,16 +1,8 @@
 """The rules as constexpr branches: how priorities start, how a pick changes them, how tokens rank.
 
 Everything here works on values in registers; loads, stores and loops are in `kernels`. A rule arrives as its id and
-five numbers, `f0`, `f1`, `f2`, `i0`, `i1`, which `launch.rule_scalars` makes of `Rule.encode()`:
-
-| rule | f0 | f1 | f2 | i0 | i1 |
-|---|---|---|---|---|---|
-| IDSelection | gamma | floor | | | |
-| MMR | lam | 1 - lam | | parallel_k | |
-| MaxMin | | | | start (-1: none) | |
-| HardSuppress | threshold | | | grid width (0: none) | radius |
-| DPP | eps | | | | |
-| Coverage | alpha | what float32 loses of alpha | combine is "add" | alpha is 0: no, 1: odd, 2: even integer | |
+the numbers of `Rule.encode()` in their order, `p0` to `p3` in float64, which its branch unpacks. A function without a
+branch for a rule does what most rules do.
 """
 
 from __future__ import annotations
@@ -18,38 +10,57 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..rules import DPP as _DPP
+from ..rules import MMR as _MMR
+from ..rules import Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
+
 __all__ = [
-    "COVERAGE",
-    "DPP",
-    "HARD_SUPPRESS",
-    "ID_SELECTION",
-    "MAX_MIN",
-    "MMR",
-    "TOP_K",
+    "PARAMS",
+    "RULE_IDS",
+    "STATE_COVERAGE",
+    "STATE_HISTORY",
     "absorb",
+    "clamp_importance",
     "dpp_component",
     "gain_priority",
-    "is_closed",
+    "is_there",
     "key_priority",
     "key_tier",
     "key_token",
+    "rank_floor",
     "rank_key",
     "reported",
     "similarity",
     "start",
 ]
 
-ID_SELECTION = tl.constexpr(0)
-MMR = tl.constexpr(1)
-MAX_MIN = tl.constexpr(2)
-HARD_SUPPRESS = tl.constexpr(3)
-DPP = tl.constexpr(4)
-COVERAGE = tl.constexpr(5)
-TOP_K = tl.constexpr(6)
+# The rules that the kernel can run, and how many numbers of `encode()` it takes.
+RULE_IDS: set[int] = set()
+PARAMS = 4
+
+
+def _known(rule: type[Rule]) -> tl.constexpr:
+    """The id of a rule, for its branches below."""
+    RULE_IDS.add(rule.rule_id)
+    return tl.constexpr(rule.rule_id)
+
+
+ID_SELECTION = _known(IDSelection)
+MMR = _known(_MMR)
+MAX_MIN = _known(MaxMin)
+HARD_SUPPRESS = _known(HardSuppress)
+DPP = _known(_DPP)
+COVERAGE = _known(Coverage)
+TOP_K = _known(TopK)
+
+# What the loop carries besides a priority and a number per token.
+STATE_HISTORY = tl.constexpr(State.HISTORY.name)
+STATE_COVERAGE = tl.constexpr(State.COVERAGE.name)
 
 INF = tl.constexpr(float("inf"))
 # What +inf stands for: as in the reference, so that priorities stay finite where they are squared or multiplied.
 LARGEST = tl.constexpr(3.4028234663852886e38)
+LARGEST_INTEGER = tl.constexpr(2.0**30)
 LARGEST_QUALITY = tl.constexpr(2.0**63)
 LARGEST_SALIENCY = tl.constexpr(2.0**100)
 # No distance 1 - c lies above 2.
@@ -59,10 +70,10 @@ ABOVE_ALL_DISTANCES = tl.constexpr(4.0)
 # preference with the lowest index first among equals, and one reduction finds pick and score together.
 TOKEN_BITS = tl.constexpr(30)
 LAST_TOKEN = tl.constexpr(2**30 - 1)
-HAS_PRIORITY = tl.constexpr(1)
-TAKES_PART = tl.constexpr(0)
-LEFT_FOR_LAST = tl.constexpr(-1)
-CLOSED = tl.constexpr(-2)
+HAS_PRIORITY = tl.constexpr(int(Tier.HAS_PRIORITY))
+NO_PRIORITY = tl.constexpr(int(Tier.NO_PRIORITY))
+UNUSABLE = tl.constexpr(int(Tier.UNUSABLE))
+NOT_THERE = tl.constexpr(int(Tier.NOT_THERE))
 LOWEST_KEY = tl.constexpr(-(2**63))
 HIGHEST_KEY = tl.constexpr(2**63 - 1)
 
@@ -72,16 +83,16 @@ def rank_key(standing, priority, limit, tokens):
     """int64 keys of tokens; the largest is the next pick.
 
     Args:
-        standing: float32, the importance of a token that takes part, -inf for one left for last, NaN for one that
-            cannot be picked (any more).
+        standing: float32, the importance of a token that takes part, -inf for one that is unusable, NaN for one that
+            is not there (any more).
         priority: float32; it counts where it lies above `limit`. NaN does not.
         limit: scalar, -inf for every rule but DPP.
         tokens: int32 indices.
     """
     takes_part = standing > -INF
     has_priority = takes_part & (priority > limit)
-    tier = tl.where(standing == standing, LEFT_FOR_LAST, CLOSED)
-    tier = tl.where(takes_part, TAKES_PART, tier)
+    tier = tl.where(standing == standing, UNUSABLE, NOT_THERE)
+    tier = tl.where(takes_part, NO_PRIORITY, tier)
     tier = tl.where(has_priority, HAS_PRIORITY, tier)
     value = tl.where(has_priority, priority, tl.where(takes_part, standing, 0.0))
     value = tl.where(value == 0.0, 0.0, value)  # -0.0 ties with 0.0
@@ -97,8 +108,8 @@ def key_tier(key):
 
 
 @triton.jit
-def is_closed(key):
-    return (key >> 62) == CLOSED
+def is_there(key):
+    return (key >> 62) != NOT_THERE
 
 
 @triton.jit
@@ -124,6 +135,24 @@ def reported(score, RULE: tl.constexpr):
 
 
 @triton.jit
+def clamp_importance(importance):
+    """+inf counts as the largest float32, as in the reference."""
+    return tl.where(importance > LARGEST, LARGEST, importance)
+
+
+@triton.jit
+def _number(param):
+    """An encoded number in float32."""
+    return tl.full((), param, dtype=tl.float32)
+
+
+@triton.jit
+def _integer(param):
+    """An encoded integer. What lies beyond the number of tokens of any call may as well be less."""
+    return tl.minimum(tl.full((), param, dtype=tl.float64), LARGEST_INTEGER).to(tl.int32)
+
+
+@triton.jit
 def similarity(dot, scale_i, scale_j, i, j):
     """c_ij from a raw dot product and the reciprocal norms; i and j are indices.
 
@@ -136,34 +165,37 @@ def similarity(dot, scale_i, scale_j, i, j):
 
 
 @triton.jit
-def start(importance, takes_part, nonzero, nearest, tokens, f0, f1, i0, FIRST_PAIRS: tl.constexpr, RULE: tl.constexpr):
-    """(priority, state) before the first pick; `nearest` is the largest similarity to another that takes part."""
+def start(importance, takes_part, nonzero, nearest, tokens, p0, NEAREST_FIRST: tl.constexpr, RULE: tl.constexpr):
+    """(priority, state) before the first pick.
+
+    `nearest` is the largest similarity to another token that takes part, where NEAREST_FIRST.
+    """
     state = tl.zeros_like(importance)
     if RULE == MMR:
         return importance, state - INF
     elif RULE == MAX_MIN:
-        if FIRST_PAIRS:
+        if NEAREST_FIRST:
             return 1.0 - nearest, state
         else:
-            return tl.where(tokens == i0, INF, state + ABOVE_ALL_DISTANCES), state
+            return tl.where(tokens == _integer(p0), INF, state + ABOVE_ALL_DISTANCES), state
     elif RULE == DPP:
         quality = tl.minimum(tl.maximum(importance, -LARGEST_QUALITY), LARGEST_QUALITY)
         quality = tl.where(takes_part, quality, 0.0)
         return tl.where(nonzero, quality * quality, 0.0), quality
     elif RULE == COVERAGE:
-        return state, _saliency(importance, f0, f1, i0)
+        return state, _saliency(importance, tl.full((), p0, dtype=tl.float64))
     else:
         return importance, state
 
 
 @triton.jit
-def _saliency(importance, alpha_high, alpha_low, integer_kind):
+def _saliency(importance, alpha):
     """importance**alpha, rounded from float64."""
     wide = importance.to(tl.float64)
-    alpha = tl.full((), alpha_high, dtype=tl.float64) + tl.full((), alpha_low, dtype=tl.float64)
+    remainder = alpha - 2.0 * tl.floor(alpha * 0.5)  # 1: an odd integer, 0: an even one
     positive = tl.where(wide == 0.0, 1.0, tl.abs(wide))
     magnitude = tl.where(wide == 0.0, 0.0, tl.exp2(alpha * tl.log2(positive)))
-    of_negative = tl.where(integer_kind == 1, -magnitude, tl.where(integer_kind == 2, magnitude, float("nan")))
+    of_negative = tl.where(remainder == 1.0, -magnitude, tl.where(remainder == 0.0, magnitude, float("nan")))
     power = tl.where(wide < 0.0, of_negative, magnitude).to(tl.float32)
     power = tl.where(alpha == 0.0, 1.0, power)  # also 0**0
     power = tl.where(alpha == 1.0, importance, power)
@@ -171,9 +203,15 @@ def _saliency(importance, alpha_high, alpha_low, integer_kind):
 
 
 @triton.jit
-def gain_priority(gain, saliency, f2):
+def gain_priority(gain, saliency, p1):
     """Coverage: the priority of a token with this gain."""
-    return tl.where(f2 != 0.0, gain + saliency, gain * saliency)
+    return tl.where(_integer(p1) != 0, gain + saliency, gain * saliency)
+
+
+@triton.jit
+def rank_floor(largest, p0):
+    """DPP: what lies at or below this is spanned by the picks, or has no direction at all."""
+    return _number(p0) * tl.maximum(largest, 0.0)
 
 
 @triton.jit
@@ -183,25 +221,26 @@ def dpp_component(c, overlap, pick_quality, quality, pick_d):
 
 
 @triton.jit
-def absorb(c, pick, score, step, tokens, standing, priority, state, f0, f1, i0, i1, RULE: tl.constexpr):
+def absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, p3, RULE: tl.constexpr):
     """(priority, state) of tokens after a pick, from their similarity `c` to it (DPP: from e_j in its place)."""
     if RULE == ID_SELECTION:
         distance = tl.maximum(1.0 - c, 0.0)
-        lowered = priority - tl.exp(-f0 * (distance * distance)) * score
-        return tl.maximum(lowered, f1), state
+        lowered = priority - tl.exp(-_number(p0) * (distance * distance)) * score
+        return tl.maximum(lowered, _number(p1)), state
     elif RULE == MMR:
         state = tl.maximum(state, c)
-        refreshed = (step + 1) % i0 == 0
-        return tl.where(refreshed, f0 * standing - f1 * state, priority), state
+        refreshed = (step + 1) % _integer(p1) == 0
+        one_minus_lam = (1.0 - tl.full((), p0, dtype=tl.float64)).to(tl.float32)
+        return tl.where(refreshed, _number(p0) * standing - one_minus_lam * state, priority), state
     elif RULE == MAX_MIN:
         # The first pick was ranked by another quantity.
         return tl.minimum(tl.where(step == 0, INF, priority), 1.0 - c), state
     elif RULE == HARD_SUPPRESS:
-        width = tl.maximum(i0, 1)
+        width, radius = tl.maximum(_integer(p2), 1), _integer(p3)
         rows = tl.abs(tokens // width - pick // width)
         columns = tl.abs(tokens % width - pick % width)
-        near = (i0 > 0) & (rows <= i1) & (columns <= i1)
-        return tl.where((c > f0) | near, -INF, priority), state
+        near = (_integer(p2) > 0) & (rows <= radius) & (columns <= radius)
+        return tl.where((c > _number(p0)) | near, -INF, priority), state
     elif RULE == DPP:
         return priority - c * c, state
     else:

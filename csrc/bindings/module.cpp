@@ -163,6 +163,7 @@ PYBIND11_MODULE(_core, m) {
           "How a call would be done, as a dict; or a string that says why there is no such call.");
     m.def("cuda_failure", &cuda_failure, py::arg("device"), "Why a device cannot be used; None where it can.");
     m.attr("CUDA_COUNTERS_BYTES") = IDSEL_COUNTERS_BYTES;
+    m.attr("GRAM_BUDGET_BYTES") = IDSEL_GRAM_BUDGET_BYTES;
     m.def("rules", &rules,
           "The rule table: (id, name, parameter names, state, whether it needs similarities) of each.");
     m.def("resolve_isa", &idsel_resolve_isa, py::arg("isa"));

@@ -74,7 +74,7 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
 }
 
 bool Similarity::gram_fits_budget() const {
-    return sample_.n * sample_.n * static_cast<int64_t>(sizeof(float)) <= kGramBudgetBytes;
+    return sample_.n * sample_.n * static_cast<int64_t>(sizeof(float)) <= IDSEL_GRAM_BUDGET_BYTES;
 }
 
 void Similarity::make_gram() {

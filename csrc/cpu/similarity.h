@@ -6,7 +6,6 @@
 #include <memory>
 #include <vector>
 
-#include "common/gram_budget.h"
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
 #include "cpu/thread_pool.h"
@@ -41,7 +40,7 @@ class Similarity {
     const float* gram_row(int64_t i) const { return gram_.get() + i * sample_.n; }
 
     // Per token the largest c_ij over competing finite i != j, -inf where there is none: (n,). Keeps the Gram if it
-    // fits `kGramBudgetBytes`, else only a few rows at a time are in memory.
+    // fits `IDSEL_GRAM_BUDGET_BYTES`, else only a few rows at a time are in memory.
     std::vector<float> nearest();
 
     void know_all_norms();

@@ -3,7 +3,6 @@
 #include <type_traits>
 
 #include "common/fail.h"
-#include "common/gram_budget.h"
 #include "cuda/instance.cuh"
 #include "cuda/select_cuda.h"
 #include "rules/dispatch.h"
@@ -116,7 +115,9 @@ struct Plan {
     int64_t rows;
 };
 
-int64_t gram_budget(const idsel_args& args) { return args.gram_budget > 0 ? args.gram_budget : kGramBudgetBytes; }
+int64_t gram_budget(const idsel_args& args) {
+    return args.gram_budget > 0 ? args.gram_budget : IDSEL_GRAM_BUDGET_BYTES;
+}
 
 Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
     const int64_t budget = gram_budget(args) / 4;
@@ -144,7 +145,7 @@ Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(
     const int64_t numbers = gram_width + history_depth + 2 * kTokenNumbers;
     const int64_t of_rows = tokens * numbers * 4, of_parts = partial_tiles * kTileNumbers * 4;
     const int64_t each = ragged ? of_parts : of_rows + of_parts;
-    const int64_t left = larger(0, kGramBudgetBytes - (ragged ? of_rows : 0));
+    const int64_t left = larger(0, IDSEL_GRAM_BUDGET_BYTES - (ragged ? of_rows : 0));
     samples = larger(1, smaller(smaller(args.batch, kMaxSamples), left / larger(1, each)));
     rows = ragged ? tokens : samples * tokens;
 }

@@ -8,7 +8,11 @@ import torch
 
 from ..problem import Inputs, Problem
 
-__all__ = ["Engine"]
+__all__ = ["GRAM_BUDGET_BYTES", "Engine"]
+
+# What the similarities of a sample may take, in every engine: N = 16384 in float32. Beyond it an engine computes rows
+# or panels when they are needed, and a batch whose Grams exceed it together runs in parts.
+GRAM_BUDGET_BYTES = 2**30
 
 
 class Engine(Protocol):

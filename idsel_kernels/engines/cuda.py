@@ -11,8 +11,10 @@ import torch
 
 from .. import _native
 from ..problem import Inputs, Problem
-from ..rules import State, TopK
+from ..rules import State
 from . import library_call
+from .base import GRAM_BUDGET_BYTES
+from .counters import StreamCounters
 
 __all__ = ["ENGINE", "CudaEngine"]
 
@@ -22,11 +24,11 @@ class CudaEngine:
 
     name = "cuda"
     device_type = "cuda"
-    # What the similarities of a sample may take before they are kept in panels; 0: the library's default.
-    gram_budget_bytes = 0
+    # What the similarities of a sample may take before they are kept in panels.
+    gram_budget_bytes = GRAM_BUDGET_BYTES
 
     def __init__(self) -> None:
-        self._counters_of: dict[tuple[int | None, int], torch.Tensor] = {}
+        self._counters = StreamCounters(torch.uint8)
         self._failure = functools.cache(self._any_failure)
         self._failure_of = functools.cache(self._device_failure)
         self._plan_of = functools.lru_cache(1024)(self._plan)
@@ -50,7 +52,7 @@ class CudaEngine:
 
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
-        if isinstance(problem.rule, TopK):
+        if not problem.rule.needs_similarities:
             return "one launch: norms, then one block per sample picks"
         plan = self._plan_for(problem)
         assert isinstance(plan, dict), plan
@@ -65,8 +67,9 @@ class CudaEngine:
             # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
             workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
             stream = self._stream(device)
-            counters = self._counters(device, stream)
-            self._library().select_cuda(
+            library = self._library()
+            counters = self._counters.zeros(library.CUDA_COUNTERS_BYTES, device, stream, self._is_capturing())
+            library.select_cuda(
                 *call.arguments,
                 workspace.data_ptr(),
                 workspace_bytes,
@@ -92,17 +95,6 @@ class CudaEngine:
             shape, problem.k_max, rule_id, params, problem.ragged, gram_budget_bytes
         )
         return answer
-
-    def _counters(self, device: torch.device, stream: int) -> torch.Tensor:
-        """Zeros, which each launch leaves zero again; launches of two streams may be under way at once."""
-        size = self._library().CUDA_COUNTERS_BYTES
-        if self._is_capturing():
-            # A graph may be replayed on any stream, so it has its own, cleared by a node of the graph.
-            return torch.zeros(size, dtype=torch.uint8, device=device)
-        key = (device.index, stream)
-        if key not in self._counters_of:
-            self._counters_of[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-        return self._counters_of[key]
 
     def _library(self) -> ModuleType:
         return _native.library()

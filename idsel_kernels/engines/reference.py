@@ -12,28 +12,24 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from ..problem import Inputs, Problem
-from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, TopK
+from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
+from .base import GRAM_BUDGET_BYTES
 
 __all__ = [
     "ENGINE",
-    "GRAM_BUDGET_BYTES",
     "Batch",
-    "DPPState",
-    "HardSuppressState",
     "RuleState",
     "Standing",
     "reference_select",
     "rule_state",
     "standing",
+    "state_type",
 ]
-
-# Above this, row rules compute the rows they need and batches with a Gram run in chunks.
-GRAM_BUDGET_BYTES = 256 * 2**20
 
 # A row by matrix-vector product costs about as much time per element as this many elements of a matrix product
 # (docs/decisions.md has the measurement), so the whole Gram pays only when k rows would cost more.
@@ -48,6 +44,12 @@ _LARGEST = torch.finfo(torch.float32).max
 _LARGEST_QUALITY = 2.0**63
 _LARGEST_SALIENCY = 2.0**100
 
+# A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
+# way inside this band.
+SIMILARITY_SLACK = 1e-5
+# The smallest Schur complements that float32 can tell from zero vary by about this factor around `DPP.eps`.
+RANK_SLACK = 16.0
+
 
 class Batch:
     """The samples of a call as the rules see them: (B, N) padded state and similarities on demand.
@@ -58,7 +60,7 @@ class Batch:
         takes_part: (B, N) bool, it also competes and counts as a neighbour: importance is not NaN or -inf,
             features are finite.
         nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
-        lower_tier, fallback: (B, N), how a token ranks once its rule has no priority for it, see `Standing`.
+        lower_tier, fallback: (B, N), tier and value of a token for which its rule has no priority, see `Standing`.
     """
 
     def __init__(self, inputs: Inputs, dtype: torch.dtype, full_gram: bool) -> None:
@@ -80,7 +82,7 @@ class Batch:
         self.takes_part = self.exists & (self.importance > -math.inf) & torch.isfinite(norms32)
         self.importance = torch.where(self.takes_part, self.importance.clamp(max=_LARGEST), -math.inf)
         self.gram = self._full_gram() if full_gram else None
-        self.lower_tier = self.takes_part.to(torch.int64)
+        self.lower_tier = torch.where(self.takes_part, int(Tier.NO_PRIORITY), int(Tier.UNUSABLE))
         self.fallback = torch.where(self.takes_part, self.importance, 0.0)
 
     def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
@@ -93,14 +95,14 @@ class Batch:
     def _row(self, sample: int, token: torch.Tensor) -> torch.Tensor:
         """c_ij of a sample's token i, (1,) on the device, with all its tokens: (n,)."""
         x, scale = self.samples[sample], self.scale[sample, : self.lengths[sample]]
-        return (x @ x.index_select(0, token)[0]).mul_(scale[token]).mul_(scale).clamp_(-1, 1)
+        return _cosines(x @ x.index_select(0, token)[0], scale[token], scale)
 
     def _full_gram(self) -> torch.Tensor:
         batch, width = self.shape
         gram = self.importance.new_zeros((batch, width, width))
         for b, (x, n) in enumerate(zip(self.samples, self.lengths, strict=True)):
             scale = self.scale[b, :n]
-            gram[b, :n, :n] = (x @ x.T).mul_(scale[:, None]).mul_(scale).clamp_(-1, 1)
+            gram[b, :n, :n] = _cosines(x @ x.T, scale[:, None], scale)
             gram[b].diagonal().copy_(self.nonzero[b])
         return gram
 
@@ -133,7 +135,12 @@ class Batch:
         if self.gram is not None:
             return self.gram[b, rows, columns]
         x, scale = self.samples[b], self.scale[b]
-        return (x[rows] @ x[columns].T).mul_(scale[rows, None]).mul_(scale[columns]).clamp_(-1, 1)
+        return _cosines(x[rows] @ x[columns].T, scale[rows, None], scale[columns])
+
+
+def _cosines(products: torch.Tensor, scale_i: torch.Tensor, scale_j: torch.Tensor) -> torch.Tensor:
+    """c_ij from dot products, which it overwrites, and reciprocal norms."""
+    return products.mul_(scale_i).mul_(scale_j).clamp_(-1, 1)
 
 
 def _split(value: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Sequence[torch.Tensor]:
@@ -153,8 +160,24 @@ def _aligned(sample: torch.Tensor) -> torch.Tensor:
 # --- The rules. `start` gives the priorities before the first pick, `update` those after one. -----------------------
 
 
+_STATES: dict[type[Rule], type[RuleState]] = {}
+
+
 class RuleState:
-    """What a rule carries through the loop. `pick` and `score` are (B,): the tokens just taken, their priorities."""
+    """What a rule carries through the loop. `pick` and `score` are (B,): the tokens just taken, their priorities.
+
+    Attributes:
+        least_unit: what the rounding of a priority is relative to, if that is more than the largest priority: 1 where
+            priorities hold similarities, however small the distances left.
+        takes_shares: whether a pick takes shares of its priority off all others, which are then rounded relative to it
+            even where it is enormous.
+    """
+
+    least_unit: ClassVar[float] = 0.0
+    takes_shares: ClassVar[bool] = False
+
+    def __init_subclass__(cls, rule: type[Rule]) -> None:
+        _STATES[rule] = cls
 
     def __init__(self, rule: Rule, batch: Batch, max_picks: int) -> None:
         self.batch = batch
@@ -165,8 +188,17 @@ class RuleState:
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         return priority
 
+    def move_edge(self, slack: int) -> None:
+        """Moves the edge at which a token loses its priority by what rounding may do: 1 keeps more of them, -1 fewer.
 
-class IDSelectionState(RuleState):
+        Only for a rule that has such an edge; a replay asks whether this method is overridden.
+        """
+        raise NotImplementedError
+
+
+class IDSelectionState(RuleState, rule=IDSelection):
+    takes_shares = True
+
     def __init__(self, rule: IDSelection, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.gamma, self.floor = rule.gamma, rule.floor
@@ -177,7 +209,9 @@ class IDSelectionState(RuleState):
         return priority if self.floor is None else priority.clamp(min=self.floor)
 
 
-class MMRState(RuleState):
+class MMRState(RuleState, rule=MMR):
+    least_unit = 1.0
+
     def __init__(self, rule: MMR, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.lam, self.parallel_k = rule.lam, rule.parallel_k
@@ -190,7 +224,9 @@ class MMRState(RuleState):
         return self.lam * self.batch.importance - (1 - self.lam) * self.nearest
 
 
-class MaxMinState(RuleState):
+class MaxMinState(RuleState, rule=MaxMin):
+    least_unit = 1.0
+
     def __init__(self, rule: MaxMin, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.first = rule.start
@@ -210,7 +246,7 @@ class MaxMinState(RuleState):
         return self.distance
 
 
-class HardSuppressState(RuleState):
+class HardSuppressState(RuleState, rule=HardSuppress):
     def __init__(self, rule: HardSuppress, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.threshold, self.grid, self.radius = rule.threshold, rule.grid, rule.radius
@@ -221,6 +257,9 @@ class HardSuppressState(RuleState):
             suppressed |= self._within_radius(pick[:, None], self.grid[1])
         return priority.masked_fill(suppressed, -math.inf)
 
+    def move_edge(self, slack: int) -> None:
+        self.threshold += slack * SIMILARITY_SLACK
+
     def _within_radius(self, pick: torch.Tensor, width: int) -> torch.Tensor:
         tokens = torch.arange(self.batch.shape[1], device=pick.device)
         rows = (tokens // width - pick // width).abs()
@@ -228,7 +267,7 @@ class HardSuppressState(RuleState):
         return torch.maximum(rows, columns) <= self.radius
 
 
-class DPPState(RuleState):
+class DPPState(RuleState, rule=DPP):
     def __init__(self, rule: DPP, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         quality = batch.importance.clamp(-_LARGEST_QUALITY, _LARGEST_QUALITY)
@@ -239,6 +278,9 @@ class DPPState(RuleState):
 
     def _priorities(self) -> torch.Tensor:
         return torch.where(self.d > self.rank_floor, self.d, -math.inf)
+
+    def move_edge(self, slack: int) -> None:
+        self.rank_floor = self.rank_floor * RANK_SLACK**-slack
 
     def start(self) -> torch.Tensor:
         return self._priorities()
@@ -257,7 +299,7 @@ class DPPState(RuleState):
         return self._priorities()
 
 
-class CoverageState(RuleState):
+class CoverageState(RuleState, rule=Coverage):
     def __init__(self, rule: Coverage, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         assert batch.gram is not None  # a gain sums over every pair, see _needs_gram
@@ -292,31 +334,25 @@ def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
     return (wide**exponent).to(x.dtype)
 
 
-_STATES: dict[type[Rule], type[RuleState]] = {
-    IDSelection: IDSelectionState,
-    MMR: MMRState,
-    MaxMin: MaxMinState,
-    HardSuppress: HardSuppressState,
-    DPP: DPPState,
-    Coverage: CoverageState,
-    TopK: RuleState,
-}
+class TopKState(RuleState, rule=TopK):
+    """No pick changes a priority."""
+
+
+def state_type(rule: Rule) -> type[RuleState]:
+    """The class of `rule_state`."""
+    return _STATES[type(rule)]
 
 
 def rule_state(rule: Rule, batch: Batch, max_picks: int) -> RuleState:
     """The state of `rule` for a loop of at most `max_picks` picks."""
-    return _STATES[type(rule)](rule, batch, max_picks)
+    return state_type(rule)(rule, batch, max_picks)
 
 
 # --- The greedy loop --------------------------------------------------------------------------------------------------
 
 
 class Standing(NamedTuple):
-    """How tokens rank for the next pick, (B, N) each: the higher tier first, then the higher value.
-
-    Tier 2: has a priority. Tier 1: takes part, but the rule has nothing left to say about it; ranked by importance.
-    Tier 0: exists, but its importance or features are not usable; ranked by index. Tier -1: cannot be picked.
-    """
+    """How tokens rank for the next pick, (B, N) each: the higher `Tier` first, then the higher value."""
 
     tier: torch.Tensor
     value: torch.Tensor
@@ -325,21 +361,21 @@ class Standing(NamedTuple):
         """The token to pick, lowest index first among equals: (B,), -1 where there is none."""
         top = self.tier.amax(1, keepdim=True)
         value = torch.where(self.tier == top, self.value, -math.inf)
-        return torch.where(top[:, 0] < 0, -1, value.argmax(1))
+        return torch.where(top[:, 0] == Tier.NOT_THERE, -1, value.argmax(1))
 
     def priority_of(self, pick: torch.Tensor) -> torch.Tensor:
         """The rule's priority of each sample's token, (B,) to (B,); -inf where it has none."""
         at = pick.clamp(min=0)[:, None]
-        return torch.where(self.tier.gather(1, at) == 2, self.value.gather(1, at), -math.inf)[:, 0]
+        return torch.where(self.tier.gather(1, at) == Tier.HAS_PRIORITY, self.value.gather(1, at), -math.inf)[:, 0]
 
 
 def standing(batch: Batch, open_: torch.Tensor, priority: torch.Tensor) -> Standing:
     """Ranks the tokens still open, (B, N) bool, under the rule's priorities."""
-    # NaN compares false, so a priority that is not a number leaves its token in tier 1.
+    # NaN compares false, so a priority that is not a number is none.
     has_priority = batch.takes_part & (priority > -math.inf)
-    tier = torch.where(has_priority, 2, batch.lower_tier)
+    tier = torch.where(has_priority, int(Tier.HAS_PRIORITY), batch.lower_tier)
     value = torch.where(has_priority, priority, batch.fallback)
-    return Standing(torch.where(open_, tier, -1), value)
+    return Standing(torch.where(open_, tier, int(Tier.NOT_THERE)), value)
 
 
 def reference_select(
@@ -428,10 +464,9 @@ def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
 
 def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
     """Whether the whole Gram takes less time than one row per pick, and fits the budget."""
-    if isinstance(rule, TopK) or tokens**2 * 4 > GRAM_BUDGET_BYTES:
+    if not rule.needs_similarities or tokens**2 * 4 > GRAM_BUDGET_BYTES:
         return False
-    all_pairs_first = isinstance(rule, MaxMin) and rule.start is None
-    return all_pairs_first or k * _ROW_COST > tokens
+    return rule.needs_nearest or k * _ROW_COST > tokens
 
 
 def _offsets(inputs: Inputs) -> list[int]:
@@ -518,7 +553,7 @@ class _TorchEngine:
 
     def algorithm(self, problem: Problem) -> str:
         rule, k = problem.rule, problem.k_max
-        if isinstance(rule, TopK):
+        if not rule.needs_similarities:
             return f"{k} greedy steps on the importance"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"
         by_rows = f"{k} greedy steps, each with one row of similarities by matrix-vector product"

@@ -13,15 +13,11 @@ import torch
 
 from .. import _env
 from ..problem import Inputs, Problem
-from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, State, TopK
+from ..rules import State
+from .base import GRAM_BUDGET_BYTES
+from .counters import StreamCounters
 
-__all__ = ["ENGINE", "GRAM_BUDGET_BYTES"]
-
-# What the dot products of a launch may take. Samples whose Gram alone is larger run on panels of it.
-GRAM_BUDGET_BYTES = 2**30
-
-# The rules that the kernel has a branch for.
-_RULES = frozenset({IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK})
+__all__ = ["ENGINE", "TritonEngine"]
 
 _LEAST_VERSION = (3, 2)
 # Tiles of a triangle are counted in 32 bits.
@@ -32,10 +28,11 @@ class TritonEngine:
     """See `engines.base.Engine`."""
 
     name = "triton"
+    # What the dot products of a launch may take. Samples whose Gram alone is larger run on panels of it.
+    gram_budget_bytes = GRAM_BUDGET_BYTES
 
     def __init__(self) -> None:
-        # Zeroed counters by (device, stream); every launch leaves them zero.
-        self._counters: dict[tuple[int, int], torch.Tensor] = {}
+        self._counters = StreamCounters(torch.int32)
         # Counts that a captured graph copies at every replay.
         self._captured: list[torch.Tensor] = []
 
@@ -55,13 +52,13 @@ class TritonEngine:
             reasons.append("it runs on CUDA and HIP tensors (on CPU tensors with TRITON_INTERPRET=1, for tests)")
         elif not on_cpu and problem.device.type != "cuda":
             reasons.append(f"it runs on CUDA and HIP tensors, got a tensor on {problem.device}")
-        if type(problem.rule) not in _RULES:
+        if problem.rule.rule_id not in _library().RULE_IDS:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
-        if problem.rule.state is State.COVERAGE and not _gram_fits(problem.tokens):
+        if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):
             whose = "the T x T similarities of a ragged batch" if problem.ragged else "the N x N similarities"
-            size, budget = _gram_bytes(problem.tokens) / 2**20, GRAM_BUDGET_BYTES / 2**20
+            size, budget = _gram_bytes(problem.tokens) / 2**20, self.gram_budget_bytes / 2**20
             reasons.append(
                 f"{type(problem.rule).__name__} reads {whose} after every pick: "
                 f"{size:.0f} MiB, more than the budget of {budget:.0f} MiB"
@@ -74,9 +71,9 @@ class TritonEngine:
 
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
-        if isinstance(problem.rule, TopK):
+        if not problem.rule.needs_similarities:
             return f"one launch: norms by tiles, then {problem.k_max} greedy steps"
-        if _gram_fits(problem.tokens):
+        if self._gram_fits(problem.tokens):
             return f"one launch: the Gram by tiles, then {problem.k_max} greedy steps by the last program of a sample"
         longer = "where a sample's Gram is too large, " if problem.ragged else ""
         return f"one launch: norms by tiles, then {longer}{problem.k_max} greedy steps on panels of the Gram"
@@ -94,7 +91,7 @@ class TritonEngine:
                 return self.run(problem, inputs)
         launch = _library()
         arch = _arch(device.index) if device.type == "cuda" else 0
-        plan = launch.make_plan(problem, arch, GRAM_BUDGET_BYTES)
+        plan = launch.make_plan(problem, arch, self.gram_budget_bytes)
         indices = torch.empty(shape, dtype=torch.int64, device=device)
         scores = torch.empty(shape, dtype=torch.float32, device=device)
         tensors = launch.Tensors(
@@ -112,17 +109,15 @@ class TritonEngine:
         return indices, scores
 
     def _zeros(self, samples: int, device: torch.device) -> torch.Tensor:
-        """Counters that no other launch in flight uses: those of the current stream."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # A graph may be replayed on any stream, so it has its own; the memset is a node of it.
-            return torch.zeros(samples, dtype=torch.int32, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = (device.index or 0, stream)
-        counters = self._counters.get(key)
-        if counters is None or len(counters) < samples:
-            counters = torch.zeros(max(samples, 256), dtype=torch.int32, device=device)
-            self._counters[key] = counters
-        return counters
+        """The counters of the current stream."""
+        if device.type != "cuda":
+            return self._counters.zeros(samples, device, 0, False)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return self._counters.zeros(samples, device, stream, torch.cuda.is_current_stream_capturing())
+
+    def _gram_fits(self, tokens: int) -> bool:
+        """As `launch.make_plan` decides; asking must not import Triton."""
+        return _gram_bytes(tokens) <= self.gram_budget_bytes
 
     def _counts(self, k: tuple[int, ...], device: torch.device) -> torch.Tensor:
         if device.type != "cuda":
@@ -142,11 +137,6 @@ def _pinned_counts(k: tuple[int, ...]) -> torch.Tensor:
 def _gram_bytes(tokens: int) -> int:
     """float32, in rows of a multiple of 16."""
     return 4 * tokens * (-(-tokens // 16) * 16)
-
-
-def _gram_fits(tokens: int) -> bool:
-    """As `launch.make_plan` decides; asking must not import Triton."""
-    return _gram_bytes(tokens) <= GRAM_BUDGET_BYTES
 
 
 @functools.cache

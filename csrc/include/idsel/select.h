@@ -18,6 +18,10 @@
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 135168
 
+/* The most bytes that the similarities of a sample take, unless the caller says otherwise: N = 16384. Beyond it a part
+ * of them is kept at a time. */
+#define IDSEL_GRAM_BUDGET_BYTES 1073741824
+
 #ifdef __cplusplus
 extern "C" {
 #endif
