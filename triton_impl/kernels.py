@@ -184,7 +184,7 @@ def _tile(
 def _start_block(
     begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NEAREST_FIRST: tl.constexpr,
-    RULE: tl.constexpr, STATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens before the first pick: (standing, priority, state, scale), also written to the workspace."""
     tokens = begin + tl.arange(0, BLOCK_N)
@@ -210,7 +210,7 @@ def _start_block(
     tl.store(here + scratch_width * PRIORITY, priority, mask=inside)
     tl.store(here + scratch_width * STATE, state, mask=inside)
     tl.store(here + scratch_width * SCORE, tl.full((BLOCK_N,), float("nan"), dtype=tl.float32), mask=inside)
-    if STATE == STATE_COVERAGE:
+    if RULE_STATE == STATE_COVERAGE:
         # Nothing is left to cover of a token that does not take part.
         tl.store(here + scratch_width * COVER, tl.where(takes_part, 0.0, INF), mask=inside)
     return standing, priority, state, scale
@@ -248,12 +248,12 @@ def _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N: tl.cons
 def _step_block(
     begin, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
     standing, priority, state, scale, p0, p1, p2, p3,
-    RULE: tl.constexpr, STATE: tl.constexpr, DOTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    RULE: tl.constexpr, RULE_STATE: tl.constexpr, DOTS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens after a pick: (priority, state)."""
     tokens = begin + tl.arange(0, BLOCK_N)
     inside = tokens < n
-    if STATE == STATE_COVERAGE:
+    if RULE_STATE == STATE_COVERAGE:
         gain = tl.load(scratch_ptr + scratch_width * GAIN + tokens, mask=inside, other=0.0)
         return gain_priority(gain, state, p1), state
     elif DOTS == NO_ROWS:
@@ -261,7 +261,7 @@ def _step_block(
     else:
         dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
         c = similarity(dot, scale_i, scale, pick, tokens)
-        if STATE == STATE_HISTORY:
+        if RULE_STATE == STATE_HISTORY:
             history_ptr = scratch_ptr + scratch_width * HISTORY
             overlap = _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N)
             c = dpp_component(c, overlap, state_i, state, score)
@@ -372,7 +372,7 @@ def _greedy(
     n, dim, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole,
     p0, p1, p2, p3,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr,
-    SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, STATE: tl.constexpr, RESIDENT: tl.constexpr,
+    SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_I: tl.constexpr, COVER_J: tl.constexpr,
 ):  # fmt: skip
@@ -380,10 +380,10 @@ def _greedy(
     for begin in range(0, n, BLOCK_N):
         _start_block(
             begin, importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
-            HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, RULE, STATE, BLOCK_M, BLOCK_N,
+            HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, RULE, RULE_STATE, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     tl.debug_barrier()
-    if STATE == STATE_COVERAGE:
+    if RULE_STATE == STATE_COVERAGE:
         _gains(gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_I, COVER_J)
         for begin in range(0, n, BLOCK_N):
             tokens = begin + tl.arange(0, BLOCK_N)
@@ -395,7 +395,7 @@ def _greedy(
 
     limit = tl.full((), -INF, dtype=tl.float32)
     best = _best_below(tl.full((), HIGHEST_KEY, dtype=tl.int64), limit, scratch_ptr, n, scratch_width, BLOCK_N)
-    if STATE == STATE_HISTORY:
+    if RULE_STATE == STATE_HISTORY:
         limit = rank_floor(key_priority(best), p0)
         best = _best_below(tl.full((), HIGHEST_KEY, dtype=tl.int64), limit, scratch_ptr, n, scratch_width, BLOCK_N)
     if RESIDENT:
@@ -430,11 +430,11 @@ def _greedy(
 
         # Unusable tokens are picked after all others, whose priorities no longer matter.
         matters = key_tier(best) >= NO_PRIORITY
-        if STATE == STATE_HISTORY:
+        if RULE_STATE == STATE_HISTORY:
             matters = score > -INF  # when no token has a priority, none will have one again
         scale_i = tl.load(scratch_ptr + scratch_width * SCALE + pick)
         state_i = tl.load(scratch_ptr + scratch_width * STATE + pick)
-        if STATE == STATE_COVERAGE:
+        if RULE_STATE == STATE_COVERAGE:
             if matters:
                 _cover(pick, gram_ptr, scratch_ptr, n, gram_width, scratch_width, scale_i, BLOCK_N)
                 _gains(gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_I, COVER_J)
@@ -444,7 +444,7 @@ def _greedy(
             if matters:
                 priority, state = _step_block(
                     0, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
-                    standing, priority, state, scale, p0, p1, p2, p3, RULE, STATE, DOTS, BLOCK_N,
+                    standing, priority, state, scale, p0, p1, p2, p3, RULE, RULE_STATE, DOTS, BLOCK_N,
                 )  # fmt: skip
             best = tl.max(rank_key(standing, priority, limit, tokens), axis=0)
         else:
@@ -457,13 +457,13 @@ def _greedy(
                 if matters:
                     priority, state = _step_block(
                         begin, pick, score, step, row_ptr, scratch_ptr, n, scratch_width, scale_i, state_i,
-                        standing, priority, state, scale, p0, p1, p2, p3, RULE, STATE, DOTS, BLOCK_N,
+                        standing, priority, state, scale, p0, p1, p2, p3, RULE, RULE_STATE, DOTS, BLOCK_N,
                     )  # fmt: skip
                     tl.store(here + scratch_width * PRIORITY, priority, mask=tokens < n)
                     tl.store(here + scratch_width * STATE, state, mask=tokens < n)
                 tl.store(here + scratch_width * STANDING, standing, mask=tokens < n)
                 best = tl.maximum(best, tl.max(rank_key(standing, priority, limit, tokens), axis=0))
-        if STATE == STATE_HISTORY or not RESIDENT:
+        if RULE_STATE == STATE_HISTORY or not RESIDENT:
             tl.debug_barrier()  # the next step reads what other threads have written
 
     written = steps
@@ -491,7 +491,7 @@ def select_kernel(
     first_sample: tl.int32, tokens: tl.int32, dim: tl.int32, count: tl.int32, width: tl.int32, programs: tl.int32,
     gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64,
     p0: tl.float64, p1: tl.float64, p2: tl.float64, p3: tl.float64,
-    RULE: tl.constexpr, STATE: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
+    RULE: tl.constexpr, RULE_STATE: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, SORT: tl.constexpr,
     WIDEN: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -561,6 +561,6 @@ def select_kernel(
             features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
             indices_ptr + sample * width, scores_ptr + sample * width,
             n, dim, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole,
-            p0, p1, p2, p3, HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, DOTS, SORT, WIDEN, RULE, STATE, RESIDENT,
+            p0, p1, p2, p3, HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, DOTS, SORT, WIDEN, RULE, RULE_STATE, RESIDENT,
             BLOCK_M, BLOCK_K, BLOCK_N, COVER_I, COVER_J,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 from ..problem import Problem
 from ..rules import State
 from . import config, kernels
-from .rules import PARAMS, RULE_IDS
+from .rules import PARAMS, RULE_IDS, STATES
 
 __all__ = ["INTERPRETED", "RULE_IDS", "Plan", "Tensors", "launch", "make_plan"]
 
@@ -147,7 +147,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     programs = _programs(programs, samples)
     constexprs = {
         "RULE": rule_id,
-        "STATE": problem.rule.state.name,
+        "RULE_STATE": STATES.index(problem.rule.state),
         "NEAREST_FIRST": nearest_first,
         "DOTS": dots,
         "RAGGED": ragged,

@@ -17,6 +17,7 @@ from ..rules import Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Ti
 __all__ = [
     "PARAMS",
     "RULE_IDS",
+    "STATES",
     "STATE_COVERAGE",
     "STATE_HISTORY",
     "absorb",
@@ -54,8 +55,9 @@ COVERAGE = _known(Coverage)
 TOP_K = _known(TopK)
 
 # What the loop carries besides a priority and a number per token.
-STATE_HISTORY = tl.constexpr(State.HISTORY.name)
-STATE_COVERAGE = tl.constexpr(State.COVERAGE.name)
+STATES = tuple(State)
+STATE_HISTORY = tl.constexpr(STATES.index(State.HISTORY))
+STATE_COVERAGE = tl.constexpr(STATES.index(State.COVERAGE))
 
 INF = tl.constexpr(float("inf"))
 # What +inf stands for: as in the reference, so that priorities stay finite where they are squared or multiplied.
