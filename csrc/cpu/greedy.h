@@ -1,11 +1,14 @@
 // What the two greedy algorithms share, and what they ask of a model.
 //
+// clang-format off
+// contract: model: cpu/row_model.h cpu/dpp_model.h cpu/coverage_model.h
 // A model is a rule together with what its loop carries for every token. Tokens are absorbed into it lazily: a token
-// may not have seen all picks yet, and its priority then counts as an upper bound. A model has
+// may not have seen all picks yet, and its priority then counts as an upper bound.
 //   bool lazy()             whether priorities never rise, as far as is known before the first pick
 //   void begin()            the first pick has become visible: priorities are no longer the first ones
-//   bool begun(), due()     whether that has happened, whether it has to
-//   float key(j)            priority of token j, or the bound on it; kNoKey for tier 1
+//   bool begun()            whether that has happened
+//   bool due()              whether it has to
+//   float key(j)            priority of token j, or the bound on it; kNoKey for a token without one
 //   bool eligible(j)        false if j turns out never to have a priority; asked when it comes up for a pick
 //   bool fresh(j)           whether key(j) is exact
 //   int64_t progress(j)     how many picks it has absorbed, in the sense of what follows
@@ -14,10 +17,11 @@
 //                           norms are all known or all not, and returns the similarities that took. If one is not
 //                           finite, its key means nothing afterwards. Safe in parallel for different tokens, if kShared
 //                           or there is a Gram
-//   kShared                 see there
+//   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
-//   kDense                  whether the dense path may be less work
+//   bool kDense             whether the dense path may be less work
 //   int64_t missing(j)      picks that j has not absorbed and could
+// clang-format on
 #pragma once
 
 #include <algorithm>
