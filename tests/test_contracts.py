@@ -49,7 +49,8 @@ class Contract(NamedTuple):
 def _contracts(csrc: Path) -> Iterator[Contract]:
     for path in _native_sources(csrc):
         source = path.relative_to(csrc).as_posix()
-        for block in re.findall(r"^// clang-format off\n(.*?)^// clang-format on$", path.read_text(), re.M | re.S):
+        text = re.sub(r"^ +//", "//", path.read_text(), flags=re.M)  # as if nothing were indented
+        for block in re.findall(r"^// clang-format off\n(.*?)^// clang-format on$", text, re.M | re.S):
             if not all(line.startswith("//") for line in block.splitlines()):
                 continue  # code
             before, *texts = re.split(r"^// contract: ", block, flags=re.M)
@@ -63,7 +64,7 @@ def _contracts(csrc: Path) -> Iterator[Contract]:
 
 def _declares(code: str, name: str) -> bool:
     """Whether `name` stands behind a type, and is followed by what a declaration goes on with."""
-    return re.search(rf"(?<![\w.:])(?!return\b|else\b)\w[\w:<>]*[\s*&]+{name}\s*[(={{;]", code) is not None
+    return re.search(rf"(?<![\w.:])(?!return\b|else\b)\w[\w:<>]*[\s*&]+{name}\s*[(\[={{;]", code) is not None
 
 
 def _without_comments(code: str) -> str:
@@ -115,6 +116,7 @@ def test_a_renamed_function_breaks_its_contract(tmp_path: Path) -> None:
         ("IDSEL_DEVICE const float* update(int j);", True),
         ("std::vector<float> update(int j);", True),
         ("static constexpr bool update = true;", True),
+        ("static constexpr const char* update[2] = {};", True),
         ("model.update(j);", False),
         ("return update(j);", False),
         ("Model::update(j);", False),
