@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -171,22 +172,56 @@ def test_links_and_images_exist(page: Path) -> None:
         assert ((ROOT if included else page.parent) / path).exists(), f"{page.name} points at {target}"
 
 
+def _paths(text: str) -> set[str]:
+    """Paths from the root in a line of text or code: those that begin with a folder of the checkout."""
+    made = {"build", "dist", "site"}
+    folders = (path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in made)
+    tops = "|".join(re.escape(name) for name in folders if not name.startswith(".") or name == ".ci")
+    return {path.rstrip(".") for path in re.findall(rf"(?<![\w./-])(?:{tops})/[\w./*-]+", text)}
+
+
+def _there(path: str) -> bool:
+    return any(ROOT.glob(path.rstrip("/")))
+
+
 @on_every_page
 def test_paths_in_the_text_exist(page: Path) -> None:
-    tops = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "site"}
+    sources = {path.name for path in (ROOT / "csrc").rglob("*")}
     for code in re.findall(r"`([^`\n]+)`", _prose(page)):
-        if code.partition("/")[0] in tops and re.fullmatch(r"[\w./*-]+", code):
-            assert list(ROOT.glob(code)), f"{page.name} names {code}"
+        missing = [path for path in _paths(code) if not _there(path)]
+        assert not missing, f"{page.name} names {missing}"
+        # A source without its folder; the guide also names files that its reader is to write.
+        if re.fullmatch(r"[\w-]+\.(?:h|cuh|cu|cpp)", code) and page.name != "adding_a_rule.md":
+            assert code in sources, f"{page.name} names {code}, which is not in csrc/"
 
 
-def test_architecture_lists_files_that_exist_and_every_module() -> None:
+def test_paths_in_commands_exist() -> None:
+    missing = {where: path for where, words in _commands() for path in _paths(" ".join(words)) if not _there(path)}
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("python bench/nothing.py --out=tests/x", {"bench/nothing.py", "tests/x"}),
+        ("csrc/cuda/*.cuh", {"csrc/cuda/*.cuh"}),
+        ("cmake -B build/lib; ../docs/x.md ./docs/y.md other/tests/z.py", set()),
+    ],
+)
+def test_paths_are_found(text: str, paths: set[str]) -> None:
+    assert _paths(text) == paths
+
+
+def test_architecture_lists_files_that_exist_and_every_module_once() -> None:
     page = ROOT / "docs" / "architecture.md"
     (tree,) = (block.text for block in _blocks(page) if block.text.startswith("README.md "))
-    listed = {line.split()[0] for line in tree.splitlines()}
+    listed = [line.split()[0] for line in tree.splitlines()]
     missing = sorted(name for name in listed if not (ROOT / name).exists())
     assert not missing, f"listed, but not there: {missing}"
+    twice = sorted(name for name, times in Counter(listed).items() if times > 1)
+    assert not twice, f"listed twice: {twice}"
     modules = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
-    unlisted = sorted(modules - listed)
+    unlisted = sorted(modules - set(listed))
     assert not unlisted, f"there, but not listed: {unlisted}"
 
 

@@ -1,26 +1,26 @@
 // What the two greedy algorithms share, and what they ask of a model.
 //
+// clang-format off
+// contract: model: cpu/row_model.h cpu/history_model.h cpu/coverage_model.h
 // A model is a rule together with what its loop carries for every token. Tokens are absorbed into it lazily: a token
 // may not have seen all picks yet, and its priority then counts as an upper bound.
-//
-// clang-format off
-// Contract of a model (row_model.h, history_model.h, coverage_model.h):
-//   lazy()                   whether priorities never rise, as far as is known before the first pick
-//   begin()                  the first pick has become visible: priorities are no longer the first ones
-//   begun()                  whether that has happened
-//   due()                    whether it has to happen now
-//   key(j)                   priority of token j, or the bound on it; kNoKey for none
-//   eligible(j)              false if j turns out never to have a priority; asked when it comes up for a pick
-//   fresh(j)                 whether key(j) is exact
-//   progress(j)              how many picks it has absorbed, in the sense of what follows
-//   advance(tokens, count)   lets tokens of the same progress absorb some picks, at most kDotsRows of them, whose norms
-//                            are all known or all not, and returns the similarities that took. If one is not finite,
-//                            its key means nothing afterwards. Safe in parallel for different tokens, if kShared or
-//                            there is a Gram
-//   kShared                  see there
-//   take(pick)               a pick was made; false if it may raise others, so that laziness is over
-//   kDense                   whether the dense path may be less work
-//   missing(j)               picks that j has not absorbed and could
+//   bool lazy()             whether priorities never rise, as far as is known before the first pick
+//   void begin()            the first pick has become visible: priorities are no longer the first ones
+//   bool begun()            whether that has happened
+//   bool due()              whether it has to
+//   float key(j)            priority of token j, or the bound on it; kNoKey for a token without one
+//   bool eligible(j)        false if j turns out never to have a priority; asked when it comes up for a pick
+//   bool fresh(j)           whether key(j) is exact
+//   int64_t progress(j)     how many picks it has absorbed, in the sense of what follows
+//   int64_t advance(tokens, count)
+//                           lets tokens of the same progress absorb some picks, at most kDotsRows of them, whose
+//                           norms are all known or all not, and returns the similarities that took. If one is not
+//                           finite, its key means nothing afterwards. Safe in parallel for different tokens, if kShared
+//                           or there is a Gram
+//   bool kShared            whether threads share out advance() by tokens
+//   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
+//   bool kDense             whether the dense path may be less work
+//   int64_t missing(j)      picks that j has not absorbed and could
 // clang-format on
 #pragma once
 

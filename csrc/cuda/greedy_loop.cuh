@@ -1,17 +1,24 @@
-// The loop over picks of one sample, by one block at a time.
+// The loop over picks of one sample, run by one CTA at a time.
 //
-// A model is a rule with what its loop carries:
-//   Phase prepare(loop)                  before the first pick: the phase that start() needs, or kNone
-//   void start(loop)                     priorities before the first pick
-//   Phase take(loop, pick, score, step)  a pick was made; what it calls for: kPanel (its row, for update), kGains or
-//   kNone float update(loop, j, dot)           priority of token j, given its dot product with the pick void
-//   do_alone(loop, phase)           does all of a phase, where the whole Gram is there float kept(), void restore(kept)
-//   what it carries besides what prepare and take note
-// Hands are who does a phase: this block, or all blocks of the sample (crew.cuh):
-//   Progress progress(loop)              where to go on
-//   bool finish(loop, model, progress)   false where the phase is only begun: another block may go on with the loop
-//   const float* row(loop, pick)         dot products of a pick with all, after finish() of kPanel
-//   void end()
+// clang-format off
+// contract: model: cuda/row_model.cuh cuda/history_model.cuh cuda/coverage_model.cuh
+// A model is a rule together with the state that its loop carries.
+//   Phase prepare(loop)                  before the first pick; returns the phase that start() needs, or kNone
+//   void start(loop)                     sets the priorities before the first pick
+//   Phase take(loop, pick, score, step)  records a pick; returns the phase that must follow: kPanel (for the row that
+//                                        update() reads), kGains or kNone
+//   float update(loop, j, dot)           returns the priority of token j, given its dot product with the pick
+//   void do_alone(loop, phase)           does a whole phase in this CTA; called where the workspace has the whole Gram
+//   float kept()                         what the model carries from phase to phase and take() does not set again
+//   void restore(kept)                   sets that again, in the CTA in which the loop goes on
+//
+// contract: Hands: cuda/greedy_loop.cuh cuda/crew_kernel.cuh
+// Hands (Alone, InPhases) decide who does a phase: this CTA, or all CTAs of the sample.
+//   Progress progress(loop)              where the loop goes on
+//   bool finish(loop, model, progress)   false if the phase was only published: the loop may go on in another CTA
+//   const float* row(loop, pick)         dot products of the pick with all tokens, once kPanel is finished
+//   void end()                           called after the last pick
+// clang-format on
 #pragma once
 
 #include "cuda/tokens.cuh"

@@ -28,16 +28,17 @@ constexpr const char* name_of(State state) {
 }
 
 // clang-format off
-// Contract of a rule (csrc/rules/*.h), a trivially copyable struct of at most 32 bytes:
-//   kId             its number, as `rule_id` in idsel_kernels/rules.py
-//   kName           its class there
-//   kParamCount     how many numbers `encode()` gives
-//   kParams         and their names
-//   from_params(p)  the rule with these parameters
-// A rule with a default here need not state it:
-//   kState               what the loop carries
-//   kNeedsSimilarities   false: no pick changes anything, so that no dot product of two tokens is needed
-//   needs_nearest()      whether its first priorities need the similarities of all pairs
+// contract: rule: rules/id_selection.h+rules/rule.h
+// A rule is a trivially copyable struct of at most 32 bytes.
+//   int kId                   its number, as `rule_id` in idsel_kernels/rules.py
+//   const char* kName         its class there
+//   int kParamCount           how many numbers `encode()` gives
+//   const char* kParams       and their names
+//   from_params(params)       the rule with these numbers
+// Traits, which need not be stated where the default below holds:
+//   State kState              what the loop carries
+//   bool kNeedsSimilarities   false: no pick changes a priority, so that no two tokens are compared
+//   bool needs_nearest()      whether its first priorities need the similarities of all pairs of tokens
 // clang-format on
 struct Rule {
     static constexpr State kState = State::kToken;
@@ -49,23 +50,24 @@ struct Rule {
 };
 
 // clang-format off
-// Contract of a rule with one number per token, its state. How a token's number and priority develop:
-//   start(importance, nearest)    number and priority before the first pick; `nearest` is the largest similarity to
-//                                 another token, where needs_nearest()
-//   given_start()                 the index of the token that has to be picked first; -1: the best one
-//   untouched(importance)         number once a pick counts, before that pick is absorbed. It may differ from start():
-//                                 the first pick of MMR and MaxMin is ranked by another quantity
-//   absorb(number, c, priority)   number after a pick of this priority, to which the token has similarity c
-//   priority(number, importance)  from the number, once a pick counts
-//   suppresses_place(i, j)        whether picking i takes all priority from j because of where they lie
-// What lets an engine leave work out. A wrong answer gives wrong picks, so that each needs a proof
-// (docs/cpu_engine.md, "The bound of each rule"); the defaults are always right, except that of raises():
-//   settled(number)     no later pick can change this number
-//   inert(priority)     a pick of this priority changes no number, so that nobody has to absorb it. Not asked of the
-//                       first pick, after which numbers are untouched()
-//   raises(priority)    a pick of this priority may raise the priority of a token. The default says that none does:
-//                       then the priority of a token that has not seen all picks is an upper bound
-//   visible(picks)      how many of the picks made so far the priorities take into account
+// contract: token rule: rules/id_selection.h+rules/rule.h
+// A rule with one number per token, its state. How state and priority of a token develop:
+//   float start(importance, nearest)    both before the first pick; `nearest` is the largest similarity to another
+//                                       token, where needs_nearest()
+//   long long given_start()             the index of the token that has to be picked first; -1: the best one
+//   float untouched(importance)         the state before the first pick is absorbed. It may differ from start(): the
+//                                       first pick of MMR and MaxMin is ranked by another quantity
+//   float absorb(state, c, priority)    the state after a pick of this priority, to which the token has similarity c
+//   float priority(state, importance)   from the state, once a pick counts
+//   bool suppresses_place(i, j)         whether picking i takes its priority from j for where they lie
+// What lets an engine leave work out. A wrong answer gives wrong picks: each needs the proof that docs/cpu_engine.md has
+// under "The bound of each rule". The defaults are safe for any rule whose priorities never rise:
+//   bool settled(state)                 no later pick can change this state
+//   bool inert(priority)                a pick of this priority changes no state, so that no token has to absorb it. It
+//                                       is not asked of the first pick, which brings states from start() to untouched()
+//   bool raises(priority)               a pick of this priority may raise the priority of a token: an old one is then no
+//                                       upper bound any more
+//   long long visible(picks)            how many of the picks made so far the priorities take into account
 // clang-format on
 struct TokenRule : Rule {
     IDSEL_HD float start(float importance, float /*nearest*/) const { return importance; }

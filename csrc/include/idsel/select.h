@@ -118,10 +118,12 @@ typedef struct idsel_args {
 
 /* Which dot products a CUDA call keeps. */
 typedef enum idsel_algorithm {
-    IDSEL_NORMS = 0, /* those of tokens with themselves: the rule needs no others */
-    IDSEL_GRAM = 1,  /* all of a sample */
-    IDSEL_PANELS =
-        2 /* of `panel_rows` tokens at a time with all; all, of samples of a ragged batch that are short enough */
+    /* Of each token with itself: the rule needs no others. */
+    IDSEL_NORMS = 0,
+    /* All of a sample. */
+    IDSEL_GRAM = 1,
+    /* Of `panel_rows` tokens at a time with all; of samples of a ragged batch that are short enough, all. */
+    IDSEL_PANELS = 2
 } idsel_algorithm;
 
 /* How a CUDA call would be done. */
