@@ -31,7 +31,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("cuda", "triton", "cpu", "torch", "emulated")
 FEATURES = ("gaussian", "clustered", "signs", "duplicates", "zero rows", "not finite", "lengths")
 IMPORTANCE = ("uniform", "skewed", "levels", "flat", "gaussian", "zeros", "not finite")
-LAYOUTS = ("contiguous", "transposed", "every other row", "some columns", "every other column", "batch last", "expanded")
+LAYOUTS = (
+    "contiguous", "transposed", "every other row", "some columns", "every other column", "batch last", "expanded",
+)  # fmt: skip
 RULES = ("IDSelection", "MMR", "MaxMin", "HardSuppress", "DPP", "Coverage", "TopK")
 SHOWN = 5
 
@@ -85,7 +87,7 @@ def case(seed: int, number: int) -> Case:
     features = _features(rng, kind, sum(lengths), dim)
     importance_kind = _choice(rng, IMPORTANCE)
     importance = _importance(rng, importance_kind, sum(lengths))
-    if rule in ("MaxMin", "Coverage") and rng.random() < 0.5 or rng.random() < 0.005:
+    if (rule in ("MaxMin", "Coverage") and rng.random() < 0.5) or rng.random() < 0.005:
         importance = None
     mask = _mask(rng, sum(lengths)) if rng.random() < 0.25 else None
     single = not ragged and len(lengths) == 1 and bool(rng.random() < 0.3)
@@ -170,7 +172,8 @@ def _params(rng: Rng, rule: str, lengths: list[int]) -> dict[str, Any]:
         floor = [0.0, None, round(rng.uniform(-0.5, 0.5), 3)][int(rng.integers(3))]
         return {"gamma": _either(rng, 20.0, round(rng.uniform(0, 60), 3)), "floor": floor}
     if rule == "MMR":
-        return {"lam": _either(rng, 0.5, round(rng.random(), 3)), "parallel_k": _either(rng, 1, int(rng.integers(1, 9)))}
+        lam, parallel_k = _either(rng, 0.5, round(rng.random(), 3)), _either(rng, 1, int(rng.integers(1, 9)))
+        return {"lam": lam, "parallel_k": parallel_k}
     if rule == "MaxMin":
         return {"start": _either(rng, None, int(rng.integers(0, max(longest, 1) + (rng.random() < 0.02))))}
     if rule == "HardSuppress":
