@@ -4,9 +4,10 @@
     python bench/tools/same_picks.py compare A.npz B.npz
 
 `record` runs random cases through whatever idsel_kernels Python imports, by its public API alone, and keeps indices,
-scores and the text of errors. To record an older commit, run this file with the Python of its checkout. Case i depends
-on the seed and on i, and on nothing of the library. The backend "emulated" is the CUDA engine in emulation, built from
-the checkout given by --checkout; it is slow, so ask for fewer cases.
+scores and the text of errors. To record an older commit, run this file, by its path, with the Python of that commit's
+checkout: `python -m` would import the package of the current folder. Case i depends on the seed and on i, and on
+nothing of the library. The backend "emulated" is the CUDA engine in emulation, built from the checkout that --checkout
+names. It is slow, and Triton compiles a kernel for every new kind of case: ask for fewer cases there.
 """
 
 from __future__ import annotations
