@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     limit = arguments.limit or (QUICK_LIMIT_S if arguments.quick else math.inf)
     environment = records.environment(device)
     OUT.print(f"{environment['device']['name']}, {environment['threads']} threads, torch {torch.__version__}, {dtype}")
+    OUT.print(f"idsel_kernels: {records.package()}", soft_wrap=True)
     _say_what_is_missing(device, arguments)
     with progress(len(arguments.suite) + 1) as bar:
         bar.step("floor")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from . import records
 from .console import OUT, time_text
+from .tables import taken
 
 KEY = ("suite", "provider", "rule", "input", "dtype", "B", "N", "D", "k")
 
@@ -126,10 +127,13 @@ def verify_main(argv: Sequence[str]) -> int:
         record = records.read(path)
         changed = records.changed_sources(record, now)
         stale += bool(changed)
-        about = f"{path.name}: {records.title(record)}, engines {', '.join(record['engines']) or 'none'}"
-        OUT.print(f"{about}: {'STALE' if changed else 'matches the sources'}", soft_wrap=True)
+        about = (
+            f"{path.name}: {records.title(record)}, engines {', '.join(record['engines']) or 'none'}, {taken(record)}"
+        )
+        verdict = "STALE, changed since:" if changed else "matches the sources"
+        OUT.print(f"{about}: {verdict}", soft_wrap=True)
         for name in changed:
-            OUT.print(f"  changed since: {name}", soft_wrap=True)
+            OUT.print(f"  {name}", soft_wrap=True)
     if not paths:
         OUT.print("no records")
     return 1 if stale else 0

@@ -48,6 +48,13 @@ def time_text(microseconds: float) -> str:
     return f"{_three_digits(microseconds / 1000)} ms"
 
 
+def range_text(low: float, high: float) -> str:
+    """Two times, with one unit where it is the same."""
+    first, second = time_text(low), time_text(high)
+    same = first.split()[1] == second.split()[1]
+    return f"{first.split()[0] if same else first} – {second}"
+
+
 def times_text(factor: float) -> str:
     """A ratio: three digits above 1, two below."""
     return f"{_three_digits(factor)} ×" if factor >= 1 else f"{factor:#.2g} ×"
@@ -75,7 +82,7 @@ def cell(row: Row, clock: str = "eager") -> str:
 def spread(row: Row) -> str:
     """20th to 80th percentile."""
     timing = row.get("eager")
-    return f"{time_text(timing['p20_us'])} – {time_text(timing['p80_us'])}" if timing else ""
+    return range_text(timing["p20_us"], timing["p80_us"]) if timing else ""
 
 
 def suite_table(suite: str, rows: list[Row], on_gpu: bool) -> Table:

@@ -69,12 +69,12 @@ parity() {
 sanitizer() {
     if [[ $DRY == 1 ]] || ! command -v compute-sanitizer >/dev/null; then
         skip sanitizer "no compute-sanitizer, or a dry run: the driver runs alone"
-        step sanitizer 60 "$PYTHON" bench/sanitizer_driver.py
+        step sanitizer 60 "$PYTHON" -m bench.tools.sanitizer_driver
         return
     fi
     local tool
     for tool in memcheck racecheck synccheck; do
-        step sanitizer 40 compute-sanitizer --tool "$tool" --error-exitcode 99 "$PYTHON" bench/sanitizer_driver.py
+        step sanitizer 40 compute-sanitizer --tool "$tool" --error-exitcode 99 "$PYTHON" -m bench.tools.sanitizer_driver
     done
 }
 

@@ -15,10 +15,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import records, tables
+from . import images, records, tables
 from .floor import Floor
 from .providers import BOUND, COMPILED, FPS, LOOP
-from .report import image_name
 from .workloads import Shape
 
 Row = dict[str, Any]
@@ -46,14 +45,14 @@ DPI = 110
 def draw(record: Row, stem: str, folder: Path) -> Iterator[Path]:
     """Writes the plots of one record that its suites allow; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, plot in {"latency": _latency, "speedup": _speedup, "floor": _floor, "memory": _memory}.items():
-        figure = plot(record)
-        if figure is not None:
-            figure.suptitle(records.title(record), fontsize=10, x=0.01, ha="left")
-            path = folder / image_name(name, stem)
-            figure.savefig(path, dpi=DPI, metadata={"Software": None})
-            plt.close(figure)
-            yield path
+    plots = {"latency": _latency, "speedup": _speedup, "floor": _floor, "memory": _memory}
+    for name in images.drawn(record):
+        figure = plots[name](record)
+        figure.suptitle(records.title(record), fontsize=10, x=0.01, ha="left")
+        path = folder / images.name(name, stem)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        plt.close(figure)
+        yield path
 
 
 def _style(axes: Axes, x: str, y: str) -> None:
@@ -89,23 +88,25 @@ def _label(provider: str, clock: str) -> str:
     return f"{ours}, graph replay" if clock == "graph" else ours
 
 
-def _latency(record: Row) -> Figure | None:
+def _latency(record: Row) -> Figure:
     rows = records.rows_of(record, "latency")
-    if not rows:
-        return None
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-    for axes, axis, fixed in zip(panels, ("k", "N"), (("N", "D"), ("D", "k")), strict=True):
-        # k = 64 is what both panels can share; a record of other shapes is shown as it is.
-        some = [row for row in rows if row["k"] == 64] if axis == "N" else rows
-        at, along = longest(some or rows, axis, fixed)
+    # k = 64 is what both panels can share; a record of other shapes is shown as it is.
+    shared = [row for row in rows if row["k"] == 64] or rows
+    lines = {"k": longest(rows, "k", ("N", "D")), "N": longest(shared, "N", ("D", "k"))}
+    # A record that a time limit cut short may have one N only, which makes no line.
+    lines = {axis: line for axis, line in lines.items() if axis == "k" or len({row["N"] for row in line[1]}) > 1}
+    size = (9, 4) if len(lines) > 1 else (7.5, 4)
+    figure, panels = plt.subplots(1, len(lines), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (axis, (at, along)) in zip(panels[0], lines.items(), strict=True):
         for provider in dict.fromkeys(row["provider"] for row in along):
             for clock in ("eager", "graph"):
                 _line(axes, along, axis, provider, clock)
-        _floor_line(axes, along, axis)
+        if not tables.on_gpu(record):
+            _floor_line(axes, along, axis)
         _style(axes, axis, "time of one selection, ms" if axis == "k" else "")
         axes.set_title(", ".join(f"{name} = {value}" for name, value in at.items()), fontsize=10)
         axes.set_yscale("log")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
@@ -114,16 +115,10 @@ def _floor_line(axes: Axes, rows: list[Row], axis: str) -> None:
     axes.plot(points.keys(), points.values(), color="black", linewidth=1, linestyle=":", label="floor (whole Gram)")
 
 
-def _speedup(record: Row) -> Figure | None:
-    found = tables.groups(records.rows_of(record, "rules"), "rule", "input")
-    engine = tables.ours(record)[0] if record["engines"] else ""
+def _speedup(record: Row) -> Figure:
     factors: dict[str, dict[str, float]] = {}
-    for (rule, kind), by in found.items():
-        ours, loop = tables.best_us(by.get(engine)), tables.best_us(by.get(LOOP))
-        if ours and loop:
-            factors.setdefault(kind, {})[rule] = loop / ours
-    if not factors:
-        return None
+    for (rule, kind), factor in tables.speedups(record).items():
+        factors.setdefault(kind, {})[rule] = factor
     names = list(dict.fromkeys(rule for by in factors.values() for rule in by))
     figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
     width = 0.8 / len(factors)
@@ -134,18 +129,16 @@ def _speedup(record: Row) -> Figure | None:
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.axhline(1, color="black", linewidth=1)
-    axes.set_xticks(range(len(names)), names, fontsize=9)
-    row = next(iter(found.values()))[engine]
-    _style(axes, "", f"published loop / backend={engine!r}")
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    row = records.rows_of(record, "rules")[0]
+    _style(axes, "", f"published loop / backend={tables.ours(record)[0]!r}")
     axes.set_title(f"N = {row['N']}, D = {row['D']}, k = {row['k']}", fontsize=10)
     axes.legend(title="input", frameon=False, fontsize=9)
     return figure
 
 
-def _floor(record: Row) -> Figure | None:
+def _floor(record: Row) -> Figure:
     rows = records.rows_of(record, "latency", status="ok")
-    if not rows:
-        return None
     # One N: floors grow with its square, and a stack has no logarithmic axis.
     smallest = min(row["N"] for row in rows)
     shapes = list(dict.fromkeys(Shape(*(row[a] for a in "BNDk")) for row in rows if row["N"] == smallest))
@@ -168,17 +161,14 @@ def _floor(record: Row) -> Figure | None:
 
 
 def _points_on_bars(axes: Axes, rows: list[Row], shapes: list[Shape], engine: str) -> None:
-    at = {tuple(row[a] for a in "BNDk"): tables.best_us(row) for row in rows}
+    at = {tuple(row[a] for a in "BNDk"): tables.median_us(row) for row in rows}
     y = [i for i, shape in enumerate(shapes) if at.get(shape)]
     x = [at[shapes[i]] / 1e3 for i in y]
     axes.plot(x, y, "o", color=COLOURS[engine], label=f'backend="{engine}", measured')
 
 
-def _memory(record: Row) -> Figure | None:
-    rows = [row for row in records.rows_of(record, "scale") if row.get("extra_memory_bytes") is not None]
-    rows = [row for row in rows if row["provider"] != BOUND]
-    if not rows:
-        return None
+def _memory(record: Row) -> Figure:
+    rows = images.memory_rows(record)
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for provider in dict.fromkeys(row["provider"] for row in rows):
         points = [(row["N"], row["extra_memory_bytes"] / 2**20) for row in rows if row["provider"] == provider]

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+import idsel_kernels
 from idsel_kernels.env_report import cpu_model
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,11 @@ def changed_sources(record: dict[str, Any], now: dict[str, str]) -> list[str]:
     changed = {path for path in then.keys() | now.keys() if then.get(path) != now.get(path)}
     prefixes = tuple(prefix for engine in record["engines"] for prefix in SOURCES[engine])
     return sorted(path for path in changed if path.startswith(prefixes))
+
+
+def package() -> str:
+    """Which copy of the package is measured, and on what it can run here."""
+    return f"{idsel_kernels.__file__}, backends: {', '.join(idsel_kernels.available_backends())}"
 
 
 # --- Environment ------------------------------------------------------------------------------------------------------

@@ -12,61 +12,70 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import records, tables
+from . import images, records, tables
 from .console import OUT
 
 PAGES = ("README.md", "docs/benchmarks.md")
 IMAGES = Path("docs/images")
-# What the plots show, in words: the alternative text of the pictures.
-PLOTS = {
-    "latency": "Time of one selection against k and against N",
-    "speedup": "Speed-up over the published loop, by rule and input",
-    "floor": "The terms of the floor, and the time of one selection",
-    "memory": "Peak extra memory against N",
-}
-
+GPU_NOTE = (
+    "`time` is that of an eager call, the host's part included; so are the overhead and the breakdown. Two ratios in a "
+    "cell are of eager calls and of graph replays; a dash stands where a provider could not be captured. There is no "
+    "ratio to the floor, as its call is an eager one, which a replayed graph does not make."
+)
 Record = dict[str, Any]
 
 
-def image_name(plot: str, stem: str) -> str:
-    """File of a plot of the record named `stem`."""
-    return f"bench-{plot}-{stem}.png"
+def fragments(found: dict[str, Record], now: dict[str, str]) -> dict[str, str]:
+    """What belongs between the markers, by name.
 
-
-def fragments(found: dict[str, Record]) -> dict[str, str]:
-    """What belongs between the markers, by name; `found` as `records.read_all` gives it."""
+    `found` as `records.read_all` gives it; `now` as `records.source_hashes`, by which a page says that a record is of
+    other sources.
+    """
     return {
-        "summary": "\n\n".join(_summary(stem, record) for stem, record in found.items()),
-        "results": "\n\n".join(_results(stem, record) for stem, record in found.items()),
+        "summary": "\n\n".join(_summary(stem, record, now) for stem, record in found.items()),
+        "results": "\n\n".join(_results(stem, record, now) for stem, record in found.items()),
     }
 
 
 def _image(plot: str, stem: str, record: Record, folder: str) -> str:
-    return f"![{PLOTS[plot]}: {records.title(record)}]({folder}/{image_name(plot, stem)})"
+    return f"![{images.CAPTIONS[plot]}: {records.title(record)}]({folder}/{images.name(plot, stem)})"
 
 
-def _summary(stem: str, record: Record) -> str:
-    engine = " or ".join(tables.ours(record))
+def _summary(stem: str, record: Record, now: dict[str, str]) -> str:
+    """The latency rows; of a CPU, which most readers have, also the picture."""
+    if not records.rows_of(record, "latency"):
+        return ""
+    device, dtype = records.title(record), records.rows_of(record, "latency")[0]["dtype"]
+    if tables.on_gpu(record):
+        clocks = "times of an eager call and of the replay of a CUDA graph"
+        ratios = "how many times as long the others take, eager / graph"
+    else:
+        device += f", {record['environment']['threads']} threads"
+        clocks, ratios = "times of a call", "how many times as long the others take"
     lines = [
-        f"**{records.title(record)}**, {record['environment']['threads']} threads, "
-        f"{tables.records.rows_of(record, 'latency')[0]['dtype']}, one sample, ID-Selection; the time of "
-        f'`backend="{engine}"` (20th to 80th percentile), and how many times as long the others take:',
-        _image("latency", stem, record, "docs/images"),
+        f"**{device}**, {dtype}, one sample, ID-Selection, {tables.taken(record)}: {clocks}, median and 20th to 80th "
+        f"percentile, and {ratios}.",
+        tables.stale(record, now),
+        "" if tables.on_gpu(record) else _image("latency", stem, record, "docs/images"),
         tables.summary(record),
         tables.extremes(record),
+        tables.missing(record),
         f"`{record['command']}` measured this, `python -m bench report` wrote it.",
     ]
     return "\n\n".join(line for line in lines if line)
 
 
-def _results(stem: str, record: Record) -> str:
-    parts = [f"### {records.title(record)}", tables.about(record), tables.floor(record)]
+def _results(stem: str, record: Record, now: dict[str, str]) -> str:
+    parts = [f"### {records.title(record)}", tables.about(record), tables.stale(record, now), tables.missing(record)]
+    if tables.on_gpu(record):
+        parts.append(GPU_NOTE)
+    parts.append(tables.floor(record))
     after = {"latency": ("latency", "floor"), "rules": ("speedup",), "scale": ("memory",)}
     for suite, title, table in tables.all_of(record):
         parts += [f"#### {title}", table]
-        parts += [_image(plot, stem, record, "images") for plot in after.get(suite, ())]
+        parts += [_image(plot, stem, record, "images") for plot in after.get(suite, ()) if plot in images.drawn(record)]
     parts.append(f"`{record['command']}` measured this, `python -m bench report` wrote it.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def filled(text: str, made: dict[str, str]) -> str:
@@ -91,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     """Writes pages and plots; with --check it only says whether the pages are what would be written."""
     arguments = parser().parse_args(argv)
     found = records.read_all(arguments.results)
-    made = fragments(found)
+    made = fragments(found, records.source_hashes())
     if arguments.print:
         print(made["results"])
         return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from . import records
-from .console import bytes_text, cell, time_text, times_text
+from . import records, workloads
+from .console import bytes_text, cell, range_text, time_text, times_text
 from .providers import BOUND, COMPILED, ENGINES, FPS, LOOP
 
 Row = dict[str, Any]
@@ -36,20 +36,30 @@ def groups(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], dict[str,
     return found
 
 
-def best_us(row: Row | None) -> float | None:
-    """The shorter of the two times of a row, in µs."""
-    if row is None or row["status"] != "ok":
+def on_gpu(record: Row) -> bool:
+    """Whether calls were also replayed as CUDA graphs, and the floor's call is a launch."""
+    return bool(record["environment"]["device"]["type"] == "cuda")
+
+
+def median_us(row: Row | None, clock: str = "eager") -> float | None:
+    """The time of a row by one clock."""
+    if row is None or row["status"] != "ok" or not row.get(clock):
         return None
-    times = [row[clock]["median_us"] for clock in ("eager", "graph") if row.get(clock)]
-    return min(times, default=None)
+    return float(row[clock]["median_us"])
 
 
-def ratio(row: Row | None, base: float | None) -> str:
-    """How many times as long as ours another provider takes; best time against best time."""
+def factor(row: Row | None, ours: Row | None, clock: str) -> float | None:
+    """How many times as long as ours another provider takes by the same clock."""
+    other, base = median_us(row, clock), median_us(ours, clock)
+    return None if other is None or base is None else other / base
+
+
+def ratio(row: Row | None, ours: Row | None, clocks: Sequence[str]) -> str:
+    """`factor` by each clock; blank where there is no such provider."""
     if row is not None and row["status"] == "wrong":
         return "WRONG"
-    other = best_us(row)
-    return "" if other is None or base is None else times_text(other / base)
+    found = [factor(row, ours, clock) for clock in clocks]
+    return " / ".join("–" if f is None else times_text(f) for f in found) if any(found) else ""
 
 
 def _with_spread(row: Row, clock: str) -> str:
@@ -57,46 +67,36 @@ def _with_spread(row: Row, clock: str) -> str:
     timing = row.get(clock)
     if row["status"] != "ok" or not timing:
         return text
-    low, high = (time_text(timing[name]) for name in ("p20_us", "p80_us"))
-    return f"**{text}** ({low} – {high})"
+    return f"**{text}** ({range_text(timing['p20_us'], timing['p80_us'])})"
 
 
 def compared(
-    record: Row, rows: list[Row], fields: Sequence[str], floor: bool = True, keep: Callable[..., bool] | None = None
+    record: Row, rows: list[Row], fields: Sequence[str], keep: Callable[[dict[str, Any]], bool] | None = None
 ) -> str:
-    """Time of each engine with its spread, and how many times as long every other provider takes."""
-    clocks = ["eager", "graph"] if any(row.get("graph") for row in rows) else ["eager"]
+    """Time of each engine with its spread, and how many times as long every other provider takes.
+
+    On a GPU both clocks have a column, and every ratio is of times by the same clock. The floor stands beside times on
+    a CPU only: on a GPU its call is an eager one, which a replayed graph does not make.
+    """
+    clocks = ["eager", "graph"] if on_gpu(record) else ["eager"]
     present = {row["provider"] for row in rows}
     others = [name for name in BASELINES if name in present and name not in ours(record)]
-    extra = ["floor", "× of the floor"] if floor else []
+    extra = [] if on_gpu(record) else ["floor", "× of the floor"]
     head = [*fields, "engine", *(["time", "graph replay"][: len(clocks)])]
     head += [f"× {HEADINGS.get(name, name)}" for name in others] + extra
     body = []
     for key, found in groups(rows, *fields).items():
         if keep is not None and not keep(dict(zip(fields, key, strict=True))):
             continue
-        for engine in ours(record):
-            if engine in found:
-                body.append(_compared_row(key, engine, found, clocks, others, floor))
+        for row in (found[engine] for engine in ours(record) if engine in found):
+            cells = [*map(str, key), row["provider"], *(_with_spread(row, clock) for clock in clocks)]
+            cells += [ratio(found.get(name), row, clocks) for name in others]
+            body.append(cells + (_floor_cells(row) if extra else []))
     return markdown(head, body, left=len(fields) + 1)
 
 
-def _compared_row(
-    key: tuple[Any, ...],
-    engine: str,
-    found: dict[str, Row],
-    clocks: list[str],
-    others: list[str],
-    floor: bool,
-) -> list[str]:
-    row = found[engine]
-    base = best_us(row)
-    cells = [*map(str, key), engine, *(_with_spread(row, clock) for clock in clocks)]
-    cells += [ratio(found.get(name), base) for name in others]
-    if floor:
-        has = "floor_us" in row
-        cells += [time_text(row["floor_us"]), times_text(row["times_floor"])] if has else ["", ""]
-    return cells
+def _floor_cells(row: Row) -> list[str]:
+    return [time_text(row["floor_us"]), times_text(row["times_floor"])] if "floor_us" in row else ["", ""]
 
 
 # --- One table per suite ----------------------------------------------------------------------------------------------
@@ -122,13 +122,19 @@ def rules(record: Row) -> str:
     return compared(record, records.rows_of(record, "rules"), ("rule", "input"))
 
 
+def speedups(record: Row) -> dict[tuple[str, str], float]:
+    """How many times as long the published loop takes, by rule and input; by graph replays where there are both."""
+    engine, found = (ours(record) or [""])[0], {}
+    for (rule, kind), by in groups(records.rows_of(record, "rules"), "rule", "input").items():
+        factors = [factor(by.get(LOOP), by.get(engine), clock) for clock in ("graph", "eager")]
+        if any(factors):
+            found[rule, kind] = next(f for f in factors if f)
+    return found
+
+
 def extremes(record: Row) -> str:
     """A sentence on the least and the largest gain over the published loops, over rules and inputs."""
-    engine, factors = (ours(record) or [""])[0], []
-    for (rule, kind), found in groups(records.rows_of(record, "rules"), "rule", "input").items():
-        base, loop = best_us(found.get(engine)), best_us(found.get(LOOP))
-        if base and loop:
-            factors.append((loop / base, f"{rule} on `{kind}` input"))
+    factors = [(f, f"{rule} on `{kind}` input") for (rule, kind), f in speedups(record).items()]
     if not factors:
         return ""
     (least, where), (most, there) = min(factors), max(factors)
@@ -140,36 +146,53 @@ def extremes(record: Row) -> str:
 
 def scale(record: Row) -> str:
     """Time and peak memory against N, of every provider."""
-    head = ["N", "D", "k", "provider", "time", "extra memory"]
+    rows = records.rows_of(record, "scale")
+    names = list(dict.fromkeys(row["provider"] for row in rows))
     body = []
-    for row in records.rows_of(record, "scale"):
-        memory = row.get("extra_memory_bytes")
-        shape = [str(row[axis]) for axis in "NDk"]
-        body.append([*shape, row["provider"], cell(row), "" if memory is None else bytes_text(memory)])
-    return markdown(head, body, left=4)
+    for key, found in groups(rows, "N", "D", "k").items():
+        body.append([*map(str, key), *(_time_and_memory(found.get(name)) for name in names)])
+    return markdown(["N", "D", "k", *names], body, left=3)
+
+
+def _time_and_memory(row: Row | None) -> str:
+    if row is None:
+        return ""
+    memory = row.get("extra_memory_bytes")
+    return cell(row) + ("" if memory is None else f", {bytes_text(memory)}")
 
 
 def overhead(record: Row) -> str:
     """What a call costs the host."""
     rows = records.rows_of(record, "overhead")
-    on_gpu = record["environment"]["device"]["type"] == "cuda"
     head = ["provider", "host time of the smallest call", "torch operators", "reads by the host"]
-    head += ["launches"] if on_gpu else []
+    head += ["launches"] if on_gpu(record) else []
     body = []
     for row in rows:
-        launches = [str(row["launches"])] if on_gpu else []
+        launches = [str(row["launches"])] if on_gpu(record) else []
         body.append([row["provider"], time_text(row["host_us"]), str(row["operators"]), str(row["syncs"]), *launches])
     return markdown(head, body)
 
 
 def breakdown(record: Row) -> str:
-    """Where the time goes."""
-    body = []
+    """Where the time goes: the floor and the matrix product, then first and further picks by provider."""
+    products: dict[tuple[Any, ...], dict[str, str]] = {}
+    picks: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in records.rows_of(record, "breakdown"):
-        value = time_text(row["value"]) if "value" in row else cell(row)
-        shape = [str(row[axis]) for axis in "NDk"]
-        body.append([*shape, row["provider"], row["note"], value])
-    return markdown(["N", "D", "k", "part", "how", "time"], body, left=5)
+        shape, (provider, _, part) = tuple(str(row[axis]) for axis in "NDk"), row["provider"].partition(": ")
+        if part and provider != "floor":
+            picks.setdefault((*shape, provider), {})[part] = time_text(row["value"])
+        else:
+            shown = time_text(row["value"]) if part else cell(row)
+            products.setdefault(shape, {})[row["provider"]] = shown
+    return "\n\n".join(
+        _columns(head, table) for head, table in ((["N", "D", "k"], products), (["N", "D", "k", "provider"], picks))
+    )
+
+
+def _columns(head: list[str], table: dict[tuple[Any, ...], dict[str, str]]) -> str:
+    names = list(dict.fromkeys(name for cells in table.values() for name in cells))
+    body = [[*key, *(cells.get(name, "") for name in names)] for key, cells in table.items()]
+    return markdown([*head, *names], body, left=len(head))
 
 
 def ragged(record: Row) -> str:
@@ -206,10 +229,7 @@ def floor(record: Row) -> str:
     f = record["floor"]
     step = f"{f['step_us']:.2f} µs + {1e3 * f['step_us_per_token']:.2f} ns per token"
     body = [
-        [
-            "empty call" if record["environment"]["device"]["type"] == "cpu" else "empty launch",
-            f"{f['call_us']:.2f} µs",
-        ],
+        ["eager call that fills one element" if on_gpu(record) else "empty call", f"{f['call_us']:.2f} µs"],
         ["copy, bytes read plus bytes written", f"{f['copy_gb_per_s']:.1f} GB/s"],
         ["matrix product", f"{f['matrix_tflop_per_s']:.3g} TFLOP/s"],
         [f"a dependent step ({f['step_method']})", step],
@@ -217,19 +237,51 @@ def floor(record: Row) -> str:
     return markdown(["part of the floor", "measured"], body)
 
 
+# --- What a record is of ----------------------------------------------------------------------------------------------
+
+
 def about(record: Row) -> str:
     """Device, versions, when and from what."""
-    environment, git = record["environment"], record["git"]
+    environment = record["environment"]
     device, versions = environment["device"], environment["versions"]
     shown = [f"{name} {version}" for name, version in versions.items() if version]
     driver = f", driver {device['driver']}" if device["driver"] else ""
-    clocks = device["clocks_mhz"] or {}
-    clock = "".join(f", {name} clock {mhz:.0f} MHz" for name, mhz in clocks.items())
-    commit = (git["commit"] or "unknown")[:12] + (" with changes" if git["modified"] else "")
+    clocks = ", ".join(f"{name} {mhz:.0f} MHz" for name, mhz in (device["clocks_mhz"] or {}).items())
     return (
-        f"{records.title(record)}{driver}{clock}; {environment['threads']} threads; {', '.join(shown)}; "
-        f"taken {environment['taken'][:10]} at commit {commit}, sources {record['sources']['digest']}."
+        f"{records.title(record)}{driver}{f', clocks before the run: {clocks}' if clocks else ''}; "
+        f"{environment['threads']} threads; {', '.join(shown)}; {taken(record)}."
     )
+
+
+def taken(record: Row) -> str:
+    """The date of a record, its commit, and the digest of its sources."""
+    commit = (record["git"]["commit"] or "unknown")[:12] + (" with changes" if record["git"]["modified"] else "")
+    date, digest = record["environment"]["taken"][:10], record["sources"]["digest"]
+    return f"taken {date} at commit {commit}, sources {digest}"
+
+
+def stale(record: Row, now: dict[str, str]) -> str:
+    """A sentence where the sources of the engines in a record are no longer these; `now` by `source_hashes`."""
+    if not records.changed_sources(record, now):
+        return ""
+    return (
+        "**The kernel sources have changed since**: these are times of that commit, not of this one. "
+        "`python -m bench verify` names the files."
+    )
+
+
+def missing(record: Row) -> str:
+    """A sentence on what the suites have for such a device and the record does not."""
+    lists = workloads.GPU_SHAPES if on_gpu(record) else workloads.CPU_SHAPES
+    absent = [suite for suite in TABLES if not records.rows_of(record, suite)]
+    parts = [f"the suites {', '.join(f'`{suite}`' for suite in absent)}"] if absent else []
+    for suite in (suite for suite in lists if suite not in absent):
+        there = {tuple(row.get(axis) for axis in "BNDk") for row in records.rows_of(record, suite)}
+        gone = sum(shape not in there for shape in lists[suite])
+        parts += [f"{gone} of the {len(lists[suite])} shapes of `{suite}`"] if gone else []
+    if COMPILED not in {row["provider"] for row in record["rows"]}:
+        parts.append("`torch.compile`")
+    return f"Not in this record: {'; '.join(parts)}." if parts else ""
 
 
 TABLES: dict[str, tuple[str, Callable[[Row], str]]] = {

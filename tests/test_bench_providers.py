@@ -6,21 +6,24 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from golden import GoldenRun
 
 import idsel_kernels as idsel
-from bench import console, harness, providers, workloads
+from bench import console, harness, providers, tables, workloads
 from bench.floor import Floor
 from bench.suites import overhead, prefill
 from bench.suites import session as common
+from bench.suites.selection import RULES as SUITE_RULES
 from bench.suites.selection import ragged
 from bench.workloads import Shape
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
+from idsel_kernels.engines import reference
 from idsel_kernels.testing import check_selection, clustered, near_duplicates
 
 ROOT = Path(__file__).parents[1]
@@ -75,8 +78,30 @@ def test_loop_picks_as_the_official_code_did(golden_run: GoldenRun) -> None:
         assert ours[:clear].tolist() == theirs[:clear].tolist()
 
 
-def test_every_rule_but_topk_has_a_loop() -> None:
-    assert set(providers.LOOPS) == set(idsel.rules.RULES.values()) - {idsel.TopK}
+@dataclass(frozen=True)
+class MadeUp(Rule):
+    """Top-k under another name: a rule that no file of the benchmark knows."""
+
+    rule_id: ClassVar[int] = 10**6
+
+
+def test_a_rule_needs_no_published_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reference._STATES, MadeUp, reference.RuleState)
+    rows: list[dict[str, Any]] = []
+    for rule in (MadeUp(), IDSelection()):
+        found = [providers.engine("torch"), *providers.baselines(rule)]
+        rows += common.measure(_session(), "rules", Shape(1, 20, 8, 3), rule, "clustered", found)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert [row["provider"] for row in rows if row["rule"] == "MadeUp"] == ["torch", providers.BOUND]
+    record = {"engines": ["torch"], "rows": rows, "environment": {"device": {"type": "cpu"}}}
+    head, _, made_up, known = ([c.strip() for c in line.split("|")] for line in tables.rules(record).splitlines())
+    loop = head.index(f"× {providers.LOOP}")
+    assert made_up[loop] == "" and known[loop].endswith(" ×")
+    assert list(tables.speedups(record)) == [("IDSelection", "clustered")]
+
+
+def test_the_rules_suite_has_every_rule() -> None:
+    assert {type(rule) for rule in SUITE_RULES} == set(idsel.rules.RULES.values())
 
 
 @pytest.mark.parametrize("kind", ["clustered", "picture", "ties", "flat"])

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from bench import __main__ as command
-from bench import compare, console, records, report, tables
+from bench import compare, console, images, records, report, tables
 
 ROOT = Path(__file__).parents[1]
 Record = dict[str, Any]
@@ -155,7 +155,8 @@ def test_verify_knows_records_of_other_sources(
     stale["sources"]["files"]["idsel_kernels/engines/reference.py"] = "0" * 16
     assert compare.verify_main([str(records.write(stale, tmp_path / "stale.json"))]) == 1
     printed = capsys.readouterr().out
-    assert "STALE" in printed and "changed since: idsel_kernels/engines/reference.py" in printed
+    assert "matches the sources" in printed and "STALE, changed since:" in printed
+    assert "\n  idsel_kernels/engines/reference.py\n" in printed and run[1]["sources"]["digest"] in printed
 
 
 def test_a_source_of_another_engine_does_not_make_a_record_stale(run: tuple[str, Record]) -> None:
@@ -187,14 +188,55 @@ def test_report_fills_the_pages_and_draws(run: tuple[str, Record], tmp_path: Pat
     assert report.main([*options, "--check"]) == 0
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
-    images = re.findall(r"\]\((images/[^)]+)\)", page)
-    assert len(images) == len(report.PLOTS)
-    for image in images:
+    found = re.findall(r"\]\((images/[^)]+)\)", page)
+    assert len(found) == len(images.CAPTIONS)
+    for image in found:
         assert 1000 < (tmp_path / "docs" / image).stat().st_size < 150_000
 
 
+def test_report_says_that_a_record_is_of_other_sources(run: tuple[str, Record]) -> None:
+    now = records.source_hashes()
+    for other, said in ((now, False), ({**now, "idsel_kernels/engines/reference.py": "0" * 16}, True)):
+        for text in report.fragments({"device": run[1]}, other).values():
+            assert ("sources have changed since" in text) == said
+            assert run[1]["sources"]["digest"] in text and run[1]["environment"]["taken"][:10] in text
+
+
+def _on_gpu(record: Record) -> Record:
+    """The latency rows of a record as one of a GPU has them: twice as fast in a graph, the loop four times."""
+    made = copy.deepcopy(record)
+    made["environment"]["device"] |= {"type": "cuda", "name": "A GPU"}
+    made["rows"] = records.rows_of(made, "latency")
+    for row in made["rows"]:
+        gain = {"published loop": 4, "torch": 0}.get(row["provider"], 2)
+        graph = {name: row["eager"][name] / gain for name in ("median_us", "p20_us", "p80_us")} if gain else None
+        row["graph"] = graph and {**graph, "repeats": 1}
+    return made
+
+
+def test_ratios_on_a_gpu_are_by_one_clock_and_none_is_to_the_floor(run: tuple[str, Record]) -> None:
+    record = _on_gpu(run[1])
+    (ours,) = tables.ours(record)
+    if ours == "torch":
+        pytest.skip("no second engine here")
+    head, _, row = ([c.strip() for c in line.split("|")] for line in tables.latency(record).splitlines())
+    assert not [name for name in head if "floor" in name]
+    eager, graph = (console.times_text(f) for f in _factors(record, ours))
+    assert row[head.index("× published loop")] == f"{eager} / {graph}"
+    assert row[head.index("× torch engine")].endswith(" / –")
+    assert "floor" not in images.drawn(record)
+    missing = tables.missing(record)
+    assert "suites `rules`, `batch`, `scale`, `ragged`, `overhead`, `breakdown`, `prefill`" in missing
+    assert "100 of the 100 shapes of `latency`; `torch.compile`" in missing
+
+
+def _factors(record: Record, ours: str) -> list[float]:
+    rows = {row["provider"]: row for row in record["rows"]}
+    return [rows["published loop"][c]["median_us"] / rows[ours][c]["median_us"] for c in ("eager", "graph")]
+
+
 def test_pages_show_what_the_records_hold() -> None:
-    made = report.fragments(records.read_all())
+    made = report.fragments(records.read_all(), records.source_hashes())
     for page in report.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert "<!-- bench:begin" in text

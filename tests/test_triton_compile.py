@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed (pip install 'idse
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from triton_resources import FAMILIES, SHARED_LIMIT, TARGETS, Variant, compile_for, main
+from bench.tools.triton_resources import FAMILIES, SHARED_LIMIT, TARGETS, Variant, compile_for, main
 
 pytestmark = pytest.mark.kernels
 every_target = pytest.mark.parametrize("target", TARGETS)

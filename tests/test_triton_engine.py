@@ -335,10 +335,10 @@ def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatc
 @needs_triton
 def test_the_search_for_tiles_says_what_it_needs() -> None:
     done = subprocess.run(
-        [sys.executable, "bench/triton_tiles.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "bench.tools.triton_tiles"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip() == "bench/triton_tiles.py times kernels: it needs a CUDA or HIP device, and found none"
+    assert done.stderr.strip() == "triton_tiles times kernels: it needs a CUDA or HIP device, and found none"
 
 
 @needs_triton

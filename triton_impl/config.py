@@ -2,7 +2,7 @@
 
 The tile of the Gram depends on architecture, dtype and D, never on N: in a ragged batch N differs from sample to
 sample, and a similarity must not change its bits with the batch it travels in. N chooses the block of the greedy loop,
-which adds nothing up, and the warps. `bench/triton_tiles.py` searches for better entries on a GPU.
+which adds nothing up, and the warps. `bench/tools/triton_tiles.py` searches for better entries on a GPU.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _max_registers(
     """The limit to compile for; None leaves it to the assembler.
 
     Left alone, the assembler rounds its limit down to raise the number of programs per multiprocessor, and now and then
-    spills a few bytes for it. These are the limits at which nothing spilled (`bench/triton_resources.py`).
+    spills a few bytes for it. These are the limits at which nothing spilled (`bench/tools/triton_resources.py`).
     """
     if arch < 80:
         return None

@@ -21,6 +21,7 @@ from . import cdpruner, divprune, id_selection, idpruner, nms, scope
 Selector = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(features, importance) -> indices, for a rule and a k that are settled."""
 
+# A rule need not have one: it is then compared with the other providers only, and tables leave the place blank.
 LOOPS: dict[type[Rule], Callable[..., torch.Tensor]] = {
     IDSelection: id_selection.select,
     MMR: idpruner.select,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+from idsel_kernels import IDSelection, MaxMin, Rule
+from idsel_kernels.rules import RULES as CLASSES
 from idsel_kernels.testing import Case
 
 from .. import harness, providers, workloads
@@ -19,16 +20,7 @@ from . import session as common
 from .session import Row, Session
 
 # The parameters that the published codes use; MaxMin also from a given start, which is what torch_cluster.fps does.
-RULES: tuple[Rule, ...] = (
-    IDSelection(),
-    MMR(),
-    MaxMin(),
-    MaxMin(start=0),
-    HardSuppress(),
-    DPP(),
-    Coverage(),
-    TopK(),
-)
+RULES: tuple[Rule, ...] = (*(rule() for rule in CLASSES.values()), MaxMin(start=0))
 KINDS = ("clustered", "picture", "ties", "flat")
 
 

@@ -1,4 +1,4 @@
-"""The cpu backend against the reference at its best setting: `python bench/bench_cpu.py`.
+"""The cpu backend against the reference at its best setting: `python -m bench.tools.bench_cpu`.
 
 `python -m bench` has all providers; this has more inputs, and the numbers of similarities. Both run in one process on
 the same input, and every selection is checked before it is timed. The reference is the faster of one Gram and one row
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,9 +21,7 @@ from idsel_kernels.engines import cpu
 from idsel_kernels.env_report import cpu_model
 from idsel_kernels.testing import Case, check_selection, clustered, oracle, picture
 
-# A script finds its own folder, not the checkout that it is in.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.harness import Budget, host_us, interleave, time_one
+from ..harness import Budget, host_us, interleave, time_one
 
 CPU = torch.device("cpu")
 RULES: dict[str, Rule] = {

@@ -1,6 +1,7 @@
 """Searches for the tiles of idsel_kernels/triton_impl/config.py on the GPU at hand.
 
-    python bench/triton_tiles.py [--dtypes bfloat16 float32] [--dims 64 1024 3584] [--tokens 576 2880] [--batches 1 32]
+    python -m bench.tools.triton_tiles [--dtypes bfloat16 float32] [--dims 64 1024 3584]
+                                       [--tokens 576 2880] [--batches 1 32]
 
 For every dtype and D it times whole calls with each candidate tile, prints median, 20th and 80th percentile in
 microseconds, and ends with rows for the table `_TILES`: for each the tile with the smallest sum of medians over N and
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("bench/triton_tiles.py times kernels: it needs a CUDA or HIP device, and found none", file=sys.stderr)
+        print("triton_tiles times kernels: it needs a CUDA or HIP device, and found none", file=sys.stderr)
         return 1
     properties = torch.cuda.get_device_properties(0)
     arch = 0 if torch.version.hip else properties.major * 10 + properties.minor

@@ -1,6 +1,6 @@
 """Registers, spills, shared memory and tensor-core instructions of the Triton kernel, compiled without a GPU.
 
-    python bench/triton_resources.py [--targets cuda:90 hip:gfx942] [--rules IDSelection] [--markdown]
+    python -m bench.tools.triton_resources [--targets cuda:90 hip:gfx942] [--rules IDSelection] [--markdown]
 
 Compiles with the compiler inside Triton for each target; nothing runs. A stack of 0 bytes means that nothing spilled.
 """

@@ -1,22 +1,18 @@
-"""A few small selections by every engine at hand, for compute-sanitizer: `python bench/sanitizer_driver.py`.
+"""A few small selections by every engine at hand, for compute-sanitizer: `python -m bench.tools.sanitizer_driver`.
 
 Sanitizers slow kernels down a hundredfold, so shapes are small; odd, so that no tile is full; and every rule runs.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 
 import idsel_kernels as idsel
 from idsel_kernels.testing import Case, check_selection, clustered, ragged
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import providers
-from bench.suites.selection import RULES
-from bench.workloads import to_device
+from .. import providers
+from ..suites.selection import RULES
+from ..workloads import to_device
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What a call costs the host, without a GPU: everything up to the library, or up to Triton's launcher in C.
 
-    python bench/host.py [--repeats 20000]
+    python -m bench.tools.host [--repeats 20000]
 
 `cuda` and `triton` run on CPU tensors with a launch that does nothing, so their figures contain all the Python: checks,
 choice of the engine, allocation of outputs and workspace, assembly of arguments; not the binding, the driver, nor the

@@ -1,0 +1,1 @@
+"""Single measurements and checks: `python -m bench.tools.NAME`, from the root of a checkout."""
