@@ -109,8 +109,8 @@ def source_of(variant: Variant, plan: launch.Plan) -> ASTSource:
             signature[name] = "constexpr"
         elif name in pointers:
             signature[name] = pointers[name]
-        elif re.fullmatch(r"f\d", name):
-            signature[name] = "fp32"
+        elif re.fullmatch(r"p\d", name):
+            signature[name] = "fp64"
         else:
             signature[name] = "i64" if name.startswith("stride") or name in wide else "i32"
     divisible = {"features_ptr", "workspace_ptr", "indices_ptr", "scores_ptr"}
