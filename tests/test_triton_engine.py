@@ -328,7 +328,7 @@ def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatc
     assert len(launched) == 2
 
 
-# --- Commands, and the interpreter in a process of its own ------------------------------------------------------------
+# --- Commands ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the search would run")
@@ -339,23 +339,3 @@ def test_the_search_for_tiles_says_what_it_needs() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip() == "bench/triton_tiles.py times kernels: it needs a CUDA or HIP device, and found none"
-
-
-@needs_triton
-@pytest.mark.kernels
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize(
-    ("part", "fewest"), [("golden", 195), ("selects_what", 200), ("not golden and not selects_what", 150)]
-)
-def test_the_kernel_under_the_interpreter(part: str, fewest: int) -> None:
-    """tests/test_triton_interpreter.py, in a pytest that starts with TRITON_INTERPRET=1; parts for several workers."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
-        del environment[name]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-W", "ignore::RuntimeWarning", "tests/test_triton_interpreter.py", "-k", part]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    print(done.stdout[-4000:], done.stderr[-2000:])
-    assert done.returncode == 0
-    passed = int(done.stdout.split(" passed")[0].split()[-1])
-    assert passed >= fewest and " skipped" not in done.stdout, "fewer cases than promised"
