@@ -50,8 +50,8 @@ build() {
 }
 
 parity() {
-    local tests=(tests/test_parity.py tests/test_ties.py tests/test_edges.py tests/test_determinism.py)
-    local options=(-q --maxfail=20 -p no:cacheprovider)
+    local tests=(tests/test_{gpu,parity,ties,edges,determinism,golden}.py)
+    local options=(-q --maxfail=20 -p no:cacheprovider -m "not kernels")
     if ! "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
         skip parity "pytest or hypothesis is not installed"
         return
@@ -60,10 +60,12 @@ parity() {
         options+=(--numprocesses 4)
     fi
     if [[ $DRY == 1 ]]; then
-        tests=(tests/test_ties.py)
-        options+=(-k topk)
+        step parity 130 "$PYTHON" -m pytest "${options[@]}" -k topk tests/test_gpu.py tests/test_ties.py
+        return
     fi
-    step parity 130 "$PYTHON" -m pytest "${options[@]}" "${tests[@]}"
+    # An engine that cannot run here is a failure, with its reason.
+    step parity 60 "$PYTHON" -m pytest "${options[@]}" --backend cuda "${tests[@]}"
+    step parity 130 "$PYTHON" -m pytest "${options[@]}" --backend triton "${tests[@]}"
 }
 
 sanitizer() {

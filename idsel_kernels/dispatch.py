@@ -22,6 +22,7 @@ __all__ = [
     "UnsupportedProblem",
     "available_backends",
     "backend_status",
+    "device_types",
     "execute",
     "explain_problem",
     "use_backend",
@@ -105,6 +106,12 @@ def available_backends() -> tuple[str, ...]:
         True
     """
     return tuple(name for name, reasons in backend_status().items() if not reasons)
+
+
+def device_types(name: str) -> tuple[str, ...]:
+    """The types of devices whose tensors a backend takes, the usual one first; empty: of any."""
+    engine = _load(name)
+    return () if isinstance(engine, str) else engine.device_types
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from . import api
+from . import api, checks, dispatch
 from .engines.reference import (
     Batch,
     RuleState,
@@ -217,7 +217,8 @@ def assert_parity(
 
     Args:
         engine_a, engine_b: backend names.
-        features, k, rule, importance, mask, cu_seqlens: as for `select`.
+        features, k, rule, importance, mask, cu_seqlens: as for `select`; copied to where a backend runs if that is
+            elsewhere.
         tolerance, margin: see `SelectionReport.assert_ok`.
         exact: demand the same indices throughout, for inputs on which all arithmetic is exact (see `exact`).
 
@@ -233,8 +234,10 @@ def assert_parity(
         >>> _ = idsel.testing.assert_parity("torch", "torch", **case.inputs(), k=5, rule=idsel.MMR(), exact=True)
     """
     reports, picks = [], []
+    tensors = {"features": features, "importance": importance, "mask": mask, "cu_seqlens": cu_seqlens}
     for engine in (engine_a, engine_b):
-        sel = api.select(features, k, rule, importance, mask=mask, cu_seqlens=cu_seqlens, backend=engine)
+        checks.check_backend(engine, dispatch.BACKENDS)
+        sel = api.select(**_where_it_runs(engine, tensors), k=k, rule=rule, backend=engine)
         report = check_selection(sel, features, rule, importance, mask, cu_seqlens, k)
         try:
             report.assert_ok(tolerance, margin)
@@ -245,6 +248,14 @@ def assert_parity(
     if exact and not torch.equal(*picks):
         raise AssertionError(f"{engine_a} and {engine_b} pick differently on exact input")
     return reports[0], reports[1]
+
+
+def _where_it_runs(backend: str, tensors: dict[str, torch.Tensor | None]) -> dict[str, Any]:
+    """The tensors on a device that the backend takes: as they are where that will do."""
+    features, types = tensors["features"], dispatch.device_types(backend)
+    if not types or not isinstance(features, torch.Tensor) or features.device.type in types:
+        return tensors
+    return {name: None if tensor is None else tensor.to(types[0]) for name, tensor in tensors.items()}
 
 
 # --- The replay -------------------------------------------------------------------------------------------------------

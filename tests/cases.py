@@ -34,6 +34,30 @@ EXACT_RULES = (
     "mmr", "mmr-lam0", "mmr-lam1", "mmr-parallel3", "maxmin", "maxmin-start0", "hardsuppress", "hardsuppress-0.3",
     "coverage", "topk",
 )  # fmt: skip
+# (B, N, D) of `testing.exact`: one block of tokens, one more token than a block, several; D of one number, of several
+# blocks.
+EXACT_CASES = {
+    "exact-B2-N33-D16": (2, 33, 16),
+    "exact-B3-N17-D4": (3, 17, 4),
+    "exact-N20-D1024": (1, 20, 1024),
+    "exact-N65-D256": (1, 65, 256),
+    "exact-N70-D1": (1, 70, 1),
+    "exact-N130-D64": (1, 130, 64),
+    "exact-B2-N100-D256": (2, 100, 256),
+}
+
+# Where a backend takes long (`Backend.takes`): parameters of branches that other rules go through with all inputs, and
+# the inputs that they keep.
+SAME_BRANCH = (
+    "idselection-gamma5", "idselection-nofloor", "idselection-floor", "mmr-lam0", "mmr-lam1", "mmr-parallel3",
+    "maxmin-start0", "hardsuppress-0.3", "coverage-add",
+)  # fmt: skip
+FEW_INPUTS = (
+    "N33-k33", "fp16", "uniform", "ties", "duplicates", "k-per-sample", "unusable", "ragged",
+    "exact-B2-N33-D16", "exact-B3-N17-D4", "exact-N70-D1",
+)  # fmt: skip
+# As many picks as show what an input is for; the interpreter takes fewer of all others.
+TELLING_PICKS = {"N33-k33": 33, "unusable": 30, "infinite-importance": 12, **dict.fromkeys(EXACT_CASES, 16)}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from golden import GoldenRun
 
+pytest.importorskip("rich", reason="the bench prints with rich")
+
 import idsel_kernels as idsel
 from bench import console, harness, providers, tables, workloads
 from bench.floor import Floor
@@ -251,7 +253,7 @@ assert torch.equal(priority, out)
 
 
 def test_the_step_of_the_floor_on_a_gpu_is_the_one_on_a_cpu() -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="the step on a GPU is a Triton kernel")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", FLOOR_KERNEL], check=True, cwd=ROOT, env=environment)
 
@@ -260,7 +262,7 @@ def test_the_step_of_the_floor_on_a_gpu_is_the_one_on_a_cpu() -> None:
 
 
 def test_counted_operations_are_those_of_the_formula() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="the prefill is that of a transformers model")
     sizes = {**prefill.LLAMA_7B, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128}
     model, tokens = prefill.build(sizes, torch.device("meta"), torch.float32), 10
@@ -269,7 +271,7 @@ def test_counted_operations_are_those_of_the_formula() -> None:
 
 
 def test_timed_prefill_selects_and_runs() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="the prefill is that of a transformers model")
     sizes = {**prefill.LLAMA_7B, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}
     model = prefill.build(sizes, CPU, torch.float32)

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
+
+pytest.importorskip("jsonschema", reason="records are checked against a JSON schema")
+pytest.importorskip("matplotlib", reason="the report draws with matplotlib")
+pytest.importorskip("rich", reason="the bench prints with rich")
+
+import jsonschema
 
 from bench import __main__ as command
 from bench import compare, console, images, records, report, tables

@@ -1,6 +1,6 @@
-"""The CUDA engine, executed on the CPU (tests/emulator): parity, a sanitizer, and mutations that must be caught.
+"""What only the emulator (tests/emulator) shows of the CUDA engine: any order of blocks, a sanitizer, mutations.
 
-`pytest --emulator` runs every test that takes a backend on it; this file is part of `make kernels`.
+Every test that takes a backend runs on it too, as `cuda-emulated`.
 """
 
 from __future__ import annotations
@@ -14,64 +14,24 @@ from pathlib import Path
 import emulated
 import pytest
 import torch
-from cases import EXACT_RULES, INPUT_CASES, RULE_CASES, Call
-from golden import GoldenRun, assert_agrees
-from tolerances import GOLDEN_REGRET, REGRET
+from backends import EMULATED, registered, same, set_gram_budget
+from cases import INPUT_CASES, RULE_CASES, Call
+from tolerances import REGRET
 
 import idsel_kernels as idsel
-from idsel_kernels import dispatch
-from idsel_kernels.testing import check_selection, clustered, exact, ragged
+from idsel_kernels.testing import check_selection, clustered, ragged
 
 ROOT = Path(__file__).parents[1]
-MISSING = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool) is None]
-pytestmark = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
-
-ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES)
+pytestmark = list(EMULATED.marks)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _emulator(request: pytest.FixtureRequest) -> Iterator[None]:
-    pytest.importorskip("pybind11", reason="the emulator is a module made with pybind11")
-    if request.config.getoption("--emulator"):
-        yield  # it is there already
-        return
-    emulated.build()
-    emulated.register()
-    yield
-    emulated.unregister()
+def engine() -> Iterator[emulated.EmulatedEngine]:
+    with registered(emulated.engine()):
+        yield emulated.engine()
 
 
-@pytest.mark.parametrize("case", INPUT_CASES)
-@ALL_RULES
-def test_device_code_selects_what_the_rule_says(rule: str, case: str) -> None:
-    call = INPUT_CASES[case]
-    sel = idsel.select(**call.inputs(), k=call.k, rule=RULE_CASES[rule], backend=emulated.NAME)
-    check_selection(sel, **call.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 33, 16), (1, 130, 64), (1, 20, 1024), (1, 70, 1)], ids=str)
-@pytest.mark.parametrize("rule", EXACT_RULES)
-def test_exact_input_gives_the_same_indices_bit_for_bit(
-    rule: str, shape: tuple[int, int, int], dtype: torch.dtype
-) -> None:
-    batch, tokens, dim = shape
-    case = exact(batch, tokens, dim, seed=tokens, dtype=dtype)
-    expected = idsel.testing.oracle(**case.inputs(), k=tokens, rule=RULE_CASES[rule])
-    sel = idsel.select(**case.inputs(), k=tokens, rule=RULE_CASES[rule], backend=emulated.NAME)
-    assert torch.equal(sel.indices, expected.indices)
-    assert torch.equal(sel.scores, expected.scores.float())
-
-
-def test_golden_run(golden_run: GoldenRun) -> None:
-    sel = idsel.select(**golden_run.inputs(), k=golden_run.k, rule=golden_run.rule, backend=emulated.NAME)
-    assert_agrees(golden_run, sel, GOLDEN_REGRET)
-
-
-@ALL_RULES
+@pytest.mark.parametrize("rule", RULE_CASES)
 def test_block_order_and_batch_change_no_bit(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = clustered(3, 70, 600, dtype=torch.bfloat16)  # D is split
     runs = []
@@ -89,8 +49,7 @@ def test_block_order_and_batch_change_no_bit(rule: str, monkeypatch: pytest.Monk
         cu_seqlens=torch.tensor([0, 70, 140, 210], dtype=torch.int32),
         backend=emulated.NAME,
     )
-    for other in (*runs[1:], ragged):
-        assert torch.equal(runs[0].indices, other.indices) and torch.equal(runs[0].scores, other.scores)
+    assert all(same(runs[0], other) for other in (*runs[1:], ragged))
     assert torch.equal(runs[0].indices[1], alone.indices[0]) and torch.equal(runs[0].scores[1], alone.scores[0])
 
 
@@ -124,16 +83,6 @@ def _select(call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch, block
     return idsel.select(**call.inputs(), k=call.k, rule=rule, backend=emulated.NAME)
 
 
-def _assert_same_bits(a: idsel.Selection, b: idsel.Selection) -> None:
-    assert torch.equal(a.indices, b.indices) and torch.equal(a.scores, b.scores)
-
-
-def _engine() -> emulated.EmulatedEngine:
-    engine = dispatch._load(emulated.NAME)
-    assert isinstance(engine, emulated.EmulatedEngine)
-    return engine
-
-
 @pytest.mark.parametrize("case", PANEL_CASES)
 @pytest.mark.parametrize("rule", ROW_RULES)
 def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,15 +91,15 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
     check_selection(whole, **call.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
     # Of the ragged batch, the sample of 70 tokens has room for its Gram now and then.
     for (blocks, seed), row in zip(ORDERS, (1, 100, 1), strict=True):
-        monkeypatch.setattr(_engine(), "gram_budget_bytes", 4 * row * 205)
-        _assert_same_bits(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
+        set_gram_budget(monkeypatch, emulated.NAME, 4 * row * 205)
+        assert same(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
 
 
 def test_more_tiles_than_items_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(clustered(1, 2880, 2).inputs(), 4)  # 1035 tiles; a thread has 12 tokens
     whole = _select(call, idsel.MaxMin(), monkeypatch, 3, 0)
-    monkeypatch.setattr(_engine(), "gram_budget_bytes", 1)
-    _assert_same_bits(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
+    set_gram_budget(monkeypatch, emulated.NAME, 1)
+    assert same(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
 
 
 @pytest.mark.parametrize("rule", ["coverage", "coverage-add"])
@@ -160,12 +109,12 @@ def test_gains_by_several_blocks_have_the_same_bits(rule: str, monkeypatch: pyte
     together = {name: tensor.flatten(0, 1) for name, tensor in case.inputs().items()}
     together["cu_seqlens"] = torch.tensor([0, 150, 300], dtype=torch.int32)
     for blocks, seed in ORDERS:  # of 300 tokens each might have
-        _assert_same_bits(alone, _select(Call(together, 8), RULE_CASES[rule], monkeypatch, blocks, seed))
+        assert same(alone, _select(Call(together, 8), RULE_CASES[rule], monkeypatch, blocks, seed))
 
 
 def test_a_crew_of_any_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     case = clustered(130, 66, 4)  # one block for each sample of the batch, several for one alone
-    monkeypatch.setattr(_engine(), "gram_budget_bytes", 1)
+    set_gram_budget(monkeypatch, emulated.NAME, 1)
     batch = _select(Call(case.inputs(), 6), idsel.DPP(), monkeypatch, 3, 0)
     alone = Call({name: tensor[129:] for name, tensor in case.inputs().items()}, 6)
     sel = _select(alone, idsel.DPP(), monkeypatch, 3, 1)
@@ -213,13 +162,12 @@ def test_more_samples_than_one_launch_takes() -> None:
 @pytest.mark.parametrize("budget", [0, 1])
 @pytest.mark.parametrize("rule", [idsel.Coverage(), idsel.MaxMin(), idsel.DPP()], ids=lambda rule: type(rule).__name__)
 def test_offsets_that_nobody_checked_stay_inside_the_tensors(
-    rule: idsel.Rule, budget: int, monkeypatch: pytest.MonkeyPatch
+    rule: idsel.Rule, budget: int, engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if budget and isinstance(rule, idsel.Coverage):
         pytest.skip("needs the whole Gram")
     features = clustered(1, 200, 4).features[0]
-    engine = _engine()
-    monkeypatch.setattr(engine, "gram_budget_bytes", budget)
+    set_gram_budget(monkeypatch, emulated.NAME, budget)
     for offsets in ([0, 999, 200], [100, 40, 200], [-7, 80, 200], [0, 150, 20, 200]):
         inputs = idsel.problem.Inputs(features, None, None, torch.tensor(offsets, dtype=torch.int32))
         problem = idsel.problem.Problem.of(inputs, rule, [3], False)

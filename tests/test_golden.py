@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from backends import Backend
 from golden import GoldenRun, assert_agrees
 from tolerances import GOLDEN_REGRET
 
@@ -15,8 +16,8 @@ import idsel_kernels as idsel
 CARRIED = Path(__file__).parent / "data" / "golden"
 
 
-def test_golden_run_same_picks_on_clear_prefix_and_small_regret(golden_run: GoldenRun, backend: str) -> None:
-    sel = idsel.select(**golden_run.inputs(), k=golden_run.k, rule=golden_run.rule, backend=backend)
+def test_golden_run_same_picks_on_clear_prefix_and_small_regret(golden_run: GoldenRun, backend: Backend) -> None:
+    sel = backend.select(**golden_run.inputs(), k=golden_run.k, rule=golden_run.rule)
     assert_agrees(golden_run, sel, GOLDEN_REGRET)
 
 

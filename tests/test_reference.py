@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import Backend
 from cases import INPUT_CASES, RULE_CASES, Call
 from naive import naive_select
 from tolerances import REGRET
@@ -62,10 +63,10 @@ def test_reference_agrees_with_the_literal_formulas(rule: str, case: str, gram: 
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2])
-def test_hard_suppress_grid_suppresses_the_neighbourhood(radius: int, backend: str) -> None:
+def test_hard_suppress_grid_suppresses_the_neighbourhood(radius: int, backend: Backend) -> None:
     features, importance, _ = clustered(1, 35, 16, seed=1)
     rule = idsel.HardSuppress(threshold=0.9, grid=(5, 7), radius=radius)
-    sel = idsel.select(features, 35, rule=rule, importance=importance, backend=backend)
+    sel = backend.select(features, 35, rule=rule, importance=importance)
     picks, scores = naive_select(features[0].numpy(), 35, rule, importance[0].numpy())
     assert sel.indices[0].tolist() == picks
     np.testing.assert_allclose(sel.scores[0], scores, rtol=1e-6)
@@ -142,11 +143,14 @@ def test_threads_leave_the_precision_alone_and_compute_in_full() -> None:
     assert _precision() == before
 
 
-def test_autocast_has_no_influence(backend: str) -> None:
+def test_autocast_has_no_influence(backend: Backend) -> None:
+    if backend.device.type not in ("cpu", "cuda"):
+        pytest.skip(f"no autocast on {backend.device}")
     case = clustered(1, 200, 64, seed=8)
-    plain = idsel.select(**case.inputs(), k=50, backend=backend)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (case.features[0] @ case.features[0].T).dtype is torch.bfloat16
-        inside = idsel.select(**case.inputs(), k=50, backend=backend)
+    features = backend.put(case.features[0])
+    plain = backend.select(**case.inputs(), k=50)
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        assert (features @ features.T).dtype is torch.bfloat16
+        inside = backend.select(**case.inputs(), k=50)
     assert torch.equal(plain.indices, inside.indices)
     assert torch.equal(plain.scores, inside.scores)

@@ -159,37 +159,13 @@ def test_importing_the_package_and_asking_what_is_available_imports_no_triton() 
 
 
 @needs_triton
-def test_every_rule_has_its_branch_under_its_id() -> None:
+def test_parameters_arrive_in_the_order_of_encode() -> None:
     from idsel_kernels.triton_impl import launch, rules
 
-    names = {
-        "IDSelection": "ID_SELECTION", "MMR": "MMR", "MaxMin": "MAX_MIN", "HardSuppress": "HARD_SUPPRESS", "DPP": "DPP",
-        "Coverage": "COVERAGE", "TopK": "TOP_K",
-    }  # fmt: skip
-    assert {name: getattr(rules, branch).value for name, branch in names.items()} == {
-        name: rule.rule_id for name, rule in RULES.items()
-    }
-    for rule in RULES.values():
-        assert len(launch.rule_scalars(*rule().encode())) == 5
-    with pytest.raises(ValueError, match="no rule with id 99"):
-        launch.rule_scalars(99, [])
-
-
-@needs_triton
-def test_parameters_arrive_as_the_branches_read_them() -> None:
-    from idsel_kernels.triton_impl import launch
-
-    def scalars(rule: idsel.Rule) -> tuple[float, ...]:
-        return launch.rule_scalars(*rule.encode())
-
-    assert scalars(idsel.IDSelection(5.0, None)) == (5.0, -torch.inf, 0.0, 0, 0)
-    assert scalars(idsel.MMR(0.25, 3)) == (0.25, 0.75, 0.0, 3, 0)
-    assert scalars(idsel.MMR(0.25, 10**12))[3] == 2**31 - 1
-    assert [scalars(idsel.MaxMin(start))[3] for start in (None, 0, 7)] == [-1, 0, 7]
-    assert scalars(idsel.HardSuppress(0.5, (2, 3), 1)) == (0.5, 0.0, 0.0, 3, 1)
-    assert [scalars(idsel.Coverage(alpha))[3] for alpha in (0.5, 1.0, 2.0, 3.0)] == [0, 1, 2, 1]
-    high, low, add, *_ = scalars(idsel.Coverage(0.7, "add"))
-    assert high + low == 0.7 and abs(low) < 1e-7 and add == 1.0
+    for name, rule in RULES.items():
+        plan = launch.make_plan(_problem(rule()), 90, 2**30)
+        params = rule().encode()[1]
+        assert list(plan.scalars[-rules.PARAMS :]) == params + [0.0] * (rules.PARAMS - len(params)), name
 
 
 @needs_triton
@@ -249,9 +225,9 @@ def test_engine_and_plan_agree_on_what_fits(tokens: int, monkeypatch: pytest.Mon
     from idsel_kernels.triton_impl import kernels, launch
 
     for budget in (engine._gram_bytes(tokens) - 4, engine._gram_bytes(tokens)):
-        monkeypatch.setattr(engine, "GRAM_BUDGET_BYTES", budget)
+        monkeypatch.setattr(engine.ENGINE, "gram_budget_bytes", budget)
         plan = launch.make_plan(_problem(idsel.MMR(), tokens=tokens), 90, budget)
-        assert engine._gram_fits(tokens) == (plan.dots == kernels.WHOLE.value) == (budget % 64 == 0)
+        assert engine.ENGINE._gram_fits(tokens) == (plan.dots == kernels.WHOLE.value) == (budget % 64 == 0)
     with pytest.raises(ValueError, match="Coverage needs the whole Gram"):
         launch.make_plan(_problem(idsel.Coverage(), tokens=tokens), 90, engine._gram_bytes(tokens) - 4)
 
@@ -328,7 +304,7 @@ def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatc
     assert len(launched) == 2
 
 
-# --- Commands, and the interpreter in a process of its own ------------------------------------------------------------
+# --- Commands ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the search would run")
@@ -339,23 +315,3 @@ def test_the_search_for_tiles_says_what_it_needs() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip() == "triton_tiles times kernels: it needs a CUDA or HIP device, and found none"
-
-
-@needs_triton
-@pytest.mark.kernels
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize(
-    ("part", "fewest"), [("golden", 195), ("selects_what", 200), ("not golden and not selects_what", 150)]
-)
-def test_the_kernel_under_the_interpreter(part: str, fewest: int) -> None:
-    """tests/test_triton_interpreter.py, in a pytest that starts with TRITON_INTERPRET=1; parts for several workers."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
-        del environment[name]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-W", "ignore::RuntimeWarning", "tests/test_triton_interpreter.py", "-k", part]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    print(done.stdout[-4000:], done.stderr[-2000:])
-    assert done.returncode == 0
-    passed = int(done.stdout.split(" passed")[0].split()[-1])
-    assert passed >= fewest and " skipped" not in done.stdout, "fewer cases than promised"

@@ -10,6 +10,8 @@ from typing import Any
 from triton import language as tl
 from triton.runtime import interpreter
 
+from idsel_kernels.triton_impl import config, launch
+
 Order = Callable[[int], list[int]]
 
 
@@ -68,3 +70,17 @@ def program_order(order: Order) -> Iterator[list[int]]:
         yield ran
     finally:
         builder.set_grid_dim, builder.set_grid_idx = set_dim, set_index
+
+
+@contextmanager
+def large_blocks() -> Iterator[None]:
+    """Tiles and Coverage's blocks of 256: each is some forty NumPy calls here, however large it is."""
+    choose, cover = config.choose, config.COVER_BLOCK
+    config.choose = lambda *args, **more: choose(*args, **more)._replace(tile=config.Tile(256, 64, 1))
+    config.COVER_BLOCK = (256, 256)
+    launch.make_plan.cache_clear()
+    try:
+        yield
+    finally:
+        config.choose, config.COVER_BLOCK = choose, cover
+        launch.make_plan.cache_clear()

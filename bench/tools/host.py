@@ -28,7 +28,7 @@ from idsel_kernels.testing import clustered
 class _WithoutDevice(cuda.CudaEngine):
     """The cuda engine on CPU tensors, with a library that returns at once."""
 
-    device_type = "cpu"
+    device_types = ("cpu",)
     library = SimpleNamespace(
         select_cuda=lambda *arguments: None,
         cuda_plan=lambda *arguments: {"workspace_bytes": 2**21},

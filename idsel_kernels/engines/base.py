@@ -23,6 +23,8 @@ class Engine(Protocol):
     """
 
     name: str
+    # The types of devices whose tensors it takes, the usual one first; empty: of any.
+    device_types: tuple[str, ...]
 
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine; empty where it can."""

@@ -95,6 +95,7 @@ class CpuEngine:
     """See `engines.base.Engine`."""
 
     name = "cpu"
+    device_types: tuple[str, ...] = ("cpu",)
 
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""

@@ -23,7 +23,7 @@ class CudaEngine:
     """See `engines.base.Engine`. The underscored methods are all that it asks of CUDA, besides the library."""
 
     name = "cuda"
-    device_type = "cuda"
+    device_types: tuple[str, ...] = ("cuda",)
     # What the similarities of a sample may take before they are kept in panels.
     gram_budget_bytes = GRAM_BUDGET_BYTES
 
@@ -39,8 +39,8 @@ class CudaEngine:
 
     def unsupported_reasons(self, problem: Problem) -> list[str]:
         """Why it cannot run this problem."""
-        if problem.device.type != self.device_type:
-            return [f"it runs on {self.device_type.upper()} tensors, got a tensor on {problem.device}"]
+        if problem.device.type not in self.device_types:
+            return [f"it runs on {self.device_types[0].upper()} tensors, got a tensor on {problem.device}"]
         reasons = []
         if failure := self._failure_of(problem.device.index or 0):
             reasons.append(failure)

@@ -544,6 +544,7 @@ def _ieee_arithmetic(device: torch.device) -> Iterator[None]:
 
 class _TorchEngine:
     name = "torch"
+    device_types: tuple[str, ...] = ()
 
     def unavailable_reasons(self) -> list[str]:
         return []

@@ -36,6 +36,11 @@ class TritonEngine:
         # Counts that a captured graph copies at every replay.
         self._captured: list[torch.Tensor] = []
 
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        """HIP devices have the type `cuda` too; the CPU counts only under the interpreter."""
+        return ("cpu", "cuda") if _interpreted() else ("cuda",)
+
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""
         if (reason := _installation()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.machinery
 import importlib.util
 import subprocess
@@ -13,7 +14,6 @@ from types import ModuleType
 
 import torch
 
-from idsel_kernels import dispatch
 from idsel_kernels.engines.cuda import CudaEngine
 
 NAME = "cuda-emulated"
@@ -47,7 +47,7 @@ def load() -> ModuleType:
 
 class EmulatedEngine(CudaEngine):
     name = NAME
-    device_type = "cpu"
+    device_types = ("cpu",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,20 +79,11 @@ class EmulatedEngine(CudaEngine):
         return 0
 
 
-def register() -> None:
-    """Makes it the last backend, so that only its name chooses it."""
-    module = ModuleType("idsel_emulated_engine")
-    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-    module.ENGINE = EmulatedEngine()  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    dispatch._MODULES[NAME] = module.__name__
-    dispatch.BACKENDS = tuple(dispatch._MODULES)
-
-
-def unregister() -> None:
-    del dispatch._MODULES[NAME]
-    dispatch.BACKENDS = tuple(dispatch._MODULES)
-    dispatch._load.cache_clear()
+@functools.cache
+def engine() -> EmulatedEngine:
+    """Built first, once in a process."""
+    build()
+    return EmulatedEngine()
 
 
 def run(*command: str) -> None:

@@ -1,0 +1,122 @@
+"""What only a GPU shows of an engine that runs on one: many launches, streams, graphs, no waiting, several devices.
+
+Parity, ties and edges are in the tests that take a `backend`, which run on the GPU too where there is one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends import Backend, same, set_gram_budget
+from cases import RULE_CASES
+
+import idsel_kernels as idsel
+from idsel_kernels import dispatch
+from idsel_kernels.testing import clustered, ragged
+
+ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES)
+
+
+@ALL_RULES
+def test_a_thousand_launches_give_the_same_bits(rule: str, gpu: Backend) -> None:
+    cases = [
+        gpu.inputs(clustered(batch, tokens, dim, seed=tokens, dtype=dtype).inputs())
+        for batch, tokens, dim in ((1, 576, 1024), (5, 130, 72), (16, 257, 256))
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    calls = [dict(**inputs, k=24, rule=RULE_CASES[rule], backend=gpu.name) for inputs in cases]
+    first = [idsel.select(**call) for call in calls]
+    order = torch.randint(len(calls), (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert all(same(first[i], idsel.select(**calls[i])) for i in order)
+
+
+@ALL_RULES
+@pytest.mark.parametrize("tokens", [57, 576, 3000])
+def test_batch_mates_and_raggedness_change_no_bit(rule: str, tokens: int, gpu: Backend) -> None:
+    case = clustered(3, tokens, 96, seed=tokens, dtype=torch.bfloat16)
+    together = gpu.select(**case.inputs(), k=20, rule=RULE_CASES[rule])
+    offsets = torch.arange(4, dtype=torch.int32) * tokens
+    flat = {name: value.flatten(0, 1) for name, value in case.inputs().items()}
+    joined = gpu.select(**flat, cu_seqlens=offsets, k=20, rule=RULE_CASES[rule])
+    assert same(together, joined)
+    alone = gpu.select(case.features[2], 20, RULE_CASES[rule], case.importance[2])
+    assert torch.equal(together.indices[2], alone.indices[0]) and torch.equal(together.scores[2], alone.scores[0])
+
+
+@ALL_RULES
+def test_two_streams_at_once(rule: str, gpu: Backend) -> None:
+    inputs = [gpu.inputs(clustered(4, 300, 128, seed=seed, dtype=torch.float16).inputs()) for seed in (0, 1)]
+    calls = [dict(**tensors, k=30, rule=RULE_CASES[rule], backend=gpu.name) for tensors in inputs]
+    expected = [idsel.select(**call) for call in calls]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    results: list[list[idsel.Selection]] = [[], []]
+    for _ in range(50):
+        for i, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                results[i].append(idsel.select(**calls[i]))
+    torch.cuda.synchronize()
+    assert all(same(expected[i], sel) for i in (0, 1) for sel in results[i])
+
+
+@ALL_RULES
+@pytest.mark.parametrize("is_ragged", [False, True], ids=["dense", "ragged"])
+def test_capture_and_replay(rule: str, is_ragged: bool, gpu: Backend) -> None:
+    lengths = (90, 0, 200, 17)
+    case = ragged(lengths, 64, seed=3) if is_ragged else clustered(4, 200, 64, seed=3)
+    inputs = gpu.inputs(case.inputs())
+    counts = [20, 3, 30, 5]
+    call = dict(**inputs, k=counts, rule=RULE_CASES[rule], backend=gpu.name)
+    expected = idsel.select(**call)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = idsel.select(**call)
+    for _ in range(3):
+        captured.indices.fill_(-7)
+        graph.replay()
+        assert same(captured, expected)
+    other = clustered(1, sum(lengths), 64, seed=9) if is_ragged else clustered(4, 200, 64, seed=9)
+    inputs["features"].copy_(other.features[0] if is_ragged else other.features)
+    graph.replay()
+    assert same(captured, idsel.select(**call))
+
+
+def test_nothing_waits_for_the_device(gpu: Backend) -> None:
+    inputs = gpu.inputs(clustered(4, 300, 128).inputs())
+    call = dict(**inputs, k=[3, 4, 5, 6], rule=idsel.MMR(), backend=gpu.name)
+    idsel.select(**call)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        idsel.select(**call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("rule", [name for name in RULE_CASES if not name.startswith("coverage")])
+def test_panels_pick_what_the_gram_does(rule: str, gpu: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = gpu.inputs(clustered(2, 1500, 256, seed=5, dtype=torch.bfloat16).inputs())
+    with_gram = gpu.select(**inputs, k=64, rule=RULE_CASES[rule])
+    set_gram_budget(monkeypatch, gpu.name, 2**20)
+    assert same(with_gram, gpu.select(**inputs, k=64, rule=RULE_CASES[rule]))
+
+
+def test_another_device_than_the_current_one(gpu: Backend) -> None:
+    if (count := torch.cuda.device_count()) < 2:
+        pytest.skip(f"needs two GPUs, found {count}")
+    case = clustered(2, 300, 128)
+    expected = gpu.select(**case.inputs(), k=20)
+    last = {name: tensor.to(f"cuda:{count - 1}") for name, tensor in case.inputs().items()}
+    sel = idsel.select(**last, k=20, backend=gpu.name)
+    assert sel.indices.device.index == count - 1 != torch.cuda.current_device()
+    assert same(expected, gpu.fetch(sel))
+
+
+def test_automatic_choice_is_an_engine_for_gpus(gpu: Backend) -> None:
+    chosen = idsel.explain(**gpu.inputs(clustered(1, 100, 16).inputs()), k=5).backend
+    assert chosen is not None and gpu.device.type in dispatch.device_types(chosen)
+
+
+def test_tensors_on_the_cpu_are_refused(gpu: Backend) -> None:
+    case = clustered(1, 100, 16)
+    with pytest.raises(idsel.UnsupportedProblem, match="it runs on CUDA"):
+        idsel.select(**case.inputs(), k=5, backend=gpu.name)
