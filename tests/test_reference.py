@@ -86,7 +86,7 @@ def test_gram_larger_than_the_budget_runs_in_chunks_with_the_same_result(monkeyp
 
     case = clustered(5, 60, 16, seed=2)
     whole = idsel.select(**case.inputs(), k=20, rule=idsel.Coverage(), backend="torch")
-    monkeypatch.setattr(reference, "GRAM_BUDGET_BYTES", 2 * 60 * 60 * 4)
+    monkeypatch.setattr(reference, "GRAM_BYTES", 2 * 60 * 60 * 4)
     chunked = idsel.select(**case.inputs(), k=20, rule=idsel.Coverage(), backend="torch")
     assert torch.equal(whole.indices, chunked.indices)
     assert torch.equal(whole.scores, chunked.scores)

@@ -40,7 +40,9 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_installation", lambda: None)
     monkeypatch.setattr(engine, "_has_gpu", lambda: True)
     monkeypatch.setattr(engine, "_interpreted", lambda: False)
-    monkeypatch.setattr(engine, "_load", lambda: ModuleType("launch"))
+    launch = ModuleType("launch")
+    launch.RULE_IDS = {rule.rule_id for rule in RULES.values()}  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "_load", lambda: launch)
 
 
 # --- Who is chosen, and why not ---------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_what_it_refuses() -> None:
     assert refusals(_problem(idsel.MMR(), tokens=2**21 + 1)) == ["it takes at most 2**21 tokens, got 2097153"]
 
     class Novel(idsel.TopK):
-        pass
+        rule_id = 99
 
     assert refusals(_problem(Novel())) == ["its kernel has no branch for Novel"]
     assert refusals(_problem(idsel.Coverage(), tokens=16384)) == []

@@ -31,6 +31,10 @@ __all__ = [
     "state_type",
 ]
 
+# What the Gram of a chunk of samples may take. A step holds up to four matrices of its size, which together keep to the
+# budget. Above it, row rules compute the rows they need and batches run in chunks.
+GRAM_BYTES = GRAM_BUDGET_BYTES // 4
+
 # A row by matrix-vector product costs about as much time per element as this many elements of a matrix product
 # (docs/decisions.md has the measurement), so the whole Gram pays only when k rows would cost more.
 _ROW_COST = 12
@@ -396,7 +400,7 @@ def reference_select(
         sort: ascending indices.
         dtype: float32 or float64, the precision of everything.
         gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
-            is faster within `GRAM_BUDGET_BYTES`. `Coverage` needs the full Gram.
+            is faster within `GRAM_BYTES`. `Coverage` needs the full Gram.
 
     Returns:
         indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
@@ -464,7 +468,7 @@ def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
 
 def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
     """Whether the whole Gram takes less time than one row per pick, and fits the budget."""
-    if not rule.needs_similarities or tokens**2 * 4 > GRAM_BUDGET_BYTES:
+    if not rule.needs_similarities or tokens**2 * 4 > GRAM_BYTES:
         return False
     return rule.needs_nearest or k * _ROW_COST > tokens
 
@@ -484,7 +488,7 @@ def _chunks(lengths: list[int], full: list[bool]) -> Iterator[tuple[int, int, bo
     for whole, run in itertools.groupby(full):
         end = begin + len(list(run))
         longest = max(lengths[begin:end])
-        step = max(1, GRAM_BUDGET_BYTES // max(1, longest**2 * 4)) if whole else end - begin
+        step = max(1, GRAM_BYTES // max(1, longest**2 * 4)) if whole else end - begin
         for first in range(begin, end, step):
             yield first, min(first + step, end), whole
         begin = end
