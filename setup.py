@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NOTES = "_core.txt"  # beside the library; idsel_kernels/env_report.py reads it
+# The package itself needs torch, which is no build requirement.
+COPIES = runpy.run_path(str(ROOT / "idsel_kernels" / "_copies.py"))
+BESIDE = (COPIES["NOTES"], COPIES["DIGEST"])  # the library, for idsel_kernels/_copies.py
 OLDEST_CUDA = 12
 
 
@@ -41,8 +44,8 @@ class CMakeBuild(build_ext):
         demanded = os.environ.get("IDSEL_CPU")
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         target = module.parent
-        self.notes = target / NOTES
-        for path in (module, self.notes):  # of an earlier build in this checkout
+        self.notes = target / COPIES["NOTES"]
+        for path in (module, *(target / name for name in BESIDE)):  # of an earlier build in this checkout
             path.unlink(missing_ok=True)
         if demanded == "0":
             self._without("the C++ library", "IDSEL_CPU=0")
@@ -105,6 +108,7 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True)
+        (target / COPIES["DIGEST"]).write_text(f"{COPIES['digest'](ROOT)}\n", encoding="ascii")
 
     def _without(self, what: str, reason: str) -> None:
         say(f"going on without {what}: {reason}")
@@ -113,17 +117,18 @@ class CMakeBuild(build_ext):
             notes.write(f"without {what}: {reason}\n")
 
     def get_outputs(self) -> list[str]:
-        """The module and the notes, as far as they were written."""
+        """The module and what is written beside it, as far as it was."""
         outputs = super().get_outputs()
-        outputs += [str(Path(path).with_name(NOTES)) for path in outputs]
+        outputs += [str(Path(path).with_name(name)) for path in outputs for name in BESIDE]
         return [path for path in outputs if os.path.exists(path)]
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install has both beside the sources."""
+        """An editable install has them beside the sources."""
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
             inplace, _ = self._get_inplace_equivalent(self.get_finalized_command("build_py"), ext)
-            for origin, copy in ((built, Path(inplace)), (built.with_name(NOTES), Path(inplace).with_name(NOTES))):
+            for name in (built.name, *BESIDE):
+                origin, copy = built.with_name(name), Path(inplace).with_name(name)
                 copy.unlink(missing_ok=True)  # that of an earlier build
                 if origin.exists():
                     self.copy_file(str(origin), str(copy))
@@ -160,7 +165,7 @@ def _find_nvcc() -> str:
 
 
 setup(
-    packages=["idsel_kernels", "idsel_kernels.engines", "idsel_kernels.triton_impl"],
+    packages=["idsel_kernels", "idsel_kernels._cli", "idsel_kernels.engines", "idsel_kernels.triton_impl"],
     package_dir={"idsel_kernels": "idsel_kernels", "idsel_kernels.triton_impl": "triton_impl"},
     ext_modules=[CMakeExtension("idsel_kernels._core")],
     cmdclass={"build_ext": CMakeBuild},

@@ -16,11 +16,23 @@ from typing import Any
 
 import torch
 
-from . import compare, floor, records, report, workloads
-from .console import ERR, OUT, progress, suite_table
-from .harness import Budget
-from .suites import SUITES
-from .suites.session import Row, Session, unavailable
+from idsel_kernels.env_report import installation
+
+try:
+    # Records and pictures need these two only after minutes of measuring.
+    import jsonschema  # noqa: F401
+    import matplotlib  # noqa: F401
+
+    from . import compare, floor, records, report, workloads
+    from .console import ERR, OUT, progress, suite_table
+    from .harness import Budget
+    from .suites import SUITES
+    from .suites.session import Row, Session, unavailable
+except ModuleNotFoundError as error:
+    missing = str(error.name).partition(".")[0]
+    if missing in ("bench", "idsel_kernels"):
+        raise
+    raise SystemExit(f"python -m bench needs the extra: pip install '.[bench]' ({missing} not found)") from None
 
 STOPPED = "the rest of the suite"
 QUICK = Budget(repeats=3, seconds=0.02, most=20)
@@ -62,7 +74,7 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     limit = arguments.limit or (QUICK_LIMIT_S if arguments.quick else math.inf)
     environment = records.environment(device)
     OUT.print(f"{environment['device']['name']}, {environment['threads']} threads, torch {torch.__version__}, {dtype}")
-    OUT.print(f"idsel_kernels: {records.package()}", soft_wrap=True)
+    OUT.print(installation(), soft_wrap=True)
     _say_what_is_missing(device, arguments)
     with progress(len(arguments.suite) + 1) as bar:
         bar.step("floor")

@@ -70,11 +70,6 @@ def changed_sources(record: dict[str, Any], now: dict[str, str]) -> list[str]:
     return sorted(path for path in changed if path.startswith(prefixes))
 
 
-def package() -> str:
-    """Which copy of the package is measured, and on what it can run here."""
-    return f"{idsel_kernels.__file__}, backends: {', '.join(idsel_kernels.available_backends())}"
-
-
 # --- Environment ------------------------------------------------------------------------------------------------------
 
 

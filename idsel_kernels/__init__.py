@@ -17,7 +17,7 @@ except Exception as _error:  # a broken install raises OSError and others, not o
         ) from _cause
 
 else:
-    from . import importance, testing
+    from . import importance, inputs, testing
     from .api import (
         Selection,
         coverage_select,
@@ -52,6 +52,7 @@ __all__ = [
     "explain",
     "id_select",
     "importance",
+    "inputs",
     "maxmin_select",
     "mmr_select",
     "nms_select",

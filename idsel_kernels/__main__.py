@@ -1,6 +1,6 @@
 """`python -m idsel_kernels` is the `idsel` command."""
 
-from idsel_kernels.cli import main
+from idsel_kernels._cli.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

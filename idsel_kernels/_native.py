@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["ABI", "build_notes", "failure", "library", "rule_ids"]
+from . import _copies
+
+__all__ = ["ABI", "build_notes", "build_state", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
 ABI = 4
@@ -17,11 +20,11 @@ ABI = 4
 def _load() -> ModuleType | str:
     """The library, or why there is none."""
     try:
-        core = importlib.import_module("._core", __package__)
-    except ImportError as error:
-        if getattr(error, "name", None) == f"{__package__}._core" or "_core" in str(error).split("(")[0]:
-            notes = build_notes() or "it needs a C++ compiler when idsel_kernels is installed"
-            return f"the compiled library is not built ({notes})"
+        built_here = importlib.util.find_spec(_copies.CORE) is not None
+        core = importlib.import_module(_copies.CORE) if built_here else _copies.load_from_other_copy()
+    except _copies.NotBuilt as error:
+        return str(error)
+    except (ImportError, OSError) as error:
         return f"the compiled library does not load: {error}"
     if core.ABI != ABI:
         return f"the compiled library has ABI {core.ABI}, this package needs {ABI}: reinstall idsel_kernels"
@@ -42,8 +45,18 @@ def library() -> ModuleType:
 
 def build_notes() -> str | None:
     """What the installation left out, and why; None where it left out nothing."""
-    notes = Path(__file__).with_name("_core.txt")  # setup.py writes it
-    return "; ".join(notes.read_text(encoding="utf-8").splitlines()) if notes.exists() else None
+    return _copies.notes_in(_folder())
+
+
+def build_state() -> tuple[str | None, str]:
+    """The file of the library in use and what it was built without, or None and why there is none."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        return None, loaded
+    state = build_notes() or "complete"
+    if _folder() != _copies.PACKAGE:
+        state += "; this source tree has no library of its own, that of an installed copy has the same C++ sources"
+    return str(loaded.__file__), state
 
 
 def failure() -> str | None:
@@ -56,3 +69,9 @@ def failure() -> str | None:
 def rule_ids() -> frozenset[int]:
     """The rules that the compiled library knows."""
     return frozenset(rule_id for rule_id, *_ in library().rules())
+
+
+def _folder() -> Path:
+    """Where the library in use lies, or would lie."""
+    loaded = _load()
+    return _copies.PACKAGE if isinstance(loaded, str) else Path(str(loaded.__file__)).resolve().parent

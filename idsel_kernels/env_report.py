@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["collect", "cpu_model", "format_report", "main", "rows"]
+__all__ = ["collect", "cpu_model", "format_report", "installation", "main", "rows"]
 
 PACKAGES = ("torch", "triton", "numpy", "pybind11", "transformers", "matplotlib", "rich")
 TOOLS = ("nvcc", "cmake", "ninja", "c++")
@@ -86,6 +86,18 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield from ((section, str(fact), _as_text(text)) for fact, text in value.items())
 
 
+def installation() -> str:
+    """Which copy of the package this is, with which compiled library, or why without one; one line.
+
+    Example:
+        >>> installation().startswith("idsel_kernels 0.1.0 in ")
+        True
+    """
+    facts = _package_facts()
+    library = f"library {facts['library']}" if facts["library"] else "no compiled library"
+    return f"idsel_kernels {facts['version']} in {facts['location']}, {library}: {facts['build']}"
+
+
 def cpu_model() -> str:
     """The processor's name as its system gives it, or its architecture where the system gives none."""
     return _cpu_name() or platform.processor() or platform.machine() or "unknown processor"
@@ -118,11 +130,12 @@ def _probe(fact: Callable[[], Any]) -> Any:
 
 def _package_facts() -> dict[str, Any]:
     package = importlib.import_module("idsel_kernels")
-    notes = importlib.import_module("idsel_kernels._native").build_notes()
+    library, state = importlib.import_module("idsel_kernels._native").build_state()
     return {
         "version": package.__version__,
         "location": str(Path(str(package.__file__)).parent),
-        "build": notes or "complete",
+        "library": library,
+        "build": state,
     }
 
 

@@ -67,8 +67,10 @@ class Rule:
     needs_importance: ClassVar[bool] = True
     needs_similarities: ClassVar[bool] = True
     is_complete: ClassVar[bool] = False
+    short_name: ClassVar[str]  # of the rule on the command line; the class name in lower case unless a rule has another
 
     def __init_subclass__(cls) -> None:
+        cls.short_name = cls.__dict__.get("short_name", cls.__name__.lower())
         # A class derived from a rule is not one itself: engines know rules by their exact type.
         cls.is_complete = "rule_id" in cls.__dict__
 
@@ -110,6 +112,7 @@ class IDSelection(Rule):
     gamma: float = 20.0
     floor: float | None = 0.0
     rule_id: ClassVar[int] = 0
+    short_name: ClassVar[str] = "id"
 
     def __post_init__(self) -> None:
         _check_number("IDSelection", "gamma", self.gamma, low=0.0)
@@ -229,6 +232,7 @@ class HardSuppress(Rule):
     grid: tuple[int, int] | None = None
     radius: int = 0
     rule_id: ClassVar[int] = 3
+    short_name: ClassVar[str] = "nms"
 
     def __post_init__(self) -> None:
         _check_number("HardSuppress", "threshold", self.threshold, low=-1.0, high=1.0)

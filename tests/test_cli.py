@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import cli
+from idsel_kernels._cli import command as cli
 from idsel_kernels.rules import RULES
 
 
@@ -86,6 +88,12 @@ def test_program_is_quiet_when_the_reader_of_its_output_leaves(archive):
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=120) == 1
+
+
+def test_the_library_loads_nothing_of_the_command():
+    code = "import sys, idsel_kernels; print([name for name in sys.modules if name.startswith('idsel_kernels._cli')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"
 
 
 # --- select ---
@@ -187,9 +195,22 @@ def test_select_knows_every_rule_and_parameter(capsys, tokens, archive, short):
         assert answer["indices"] == expected(tokens, rule)
 
 
-def test_short_names_cover_all_rules():
-    assert set(cli.RULE_NAMES.values()) == set(RULES)
-    assert set(RULE_ARGUMENTS) == set(cli.RULE_NAMES)
+def test_short_names_are_those_of_the_rules_and_no_two_are_equal():
+    assert list(RULE_ARGUMENTS) == [rule.short_name for rule in RULES.values()]
+
+
+def test_a_rule_that_joins_the_list_needs_nothing_on_the_command_line(capsys, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Newcomer(idsel.Rule):
+        """Has no name but that of its class."""
+
+        strength: float = 1.0
+        rule_id: ClassVar[int] = 99
+
+    monkeypatch.setitem(RULES, "Newcomer", Newcomer)
+    assert cli._rule("newcomer", ["strength=2"]) == cli._rule("Newcomer", ["strength=2"]) == Newcomer(2.0)
+    assert cli.main(["select", "--help"]) == 0
+    assert "newcomer (Newcomer)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_select_writes_files(capsys, tokens, archive, tmp_path):

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import cli, demo, picture
+from idsel_kernels import picture
+from idsel_kernels._cli import command as cli
+from idsel_kernels._cli import demo
+from idsel_kernels._cli.measures import measure
 from idsel_kernels.importance import cls_attention, minmax
 
 Image = pytest.importorskip("PIL.Image", reason="the demo reads and writes pictures with Pillow")
@@ -81,16 +84,16 @@ def test_indices_are_those_of_the_public_function():
 def test_measure_on_tokens_worked_by_hand():
     features = torch.tensor([[2.0, 0.0], [3.0, 4.0], [0.0, 5.0], [-1.0, 0.0]])
     importance = torch.tensor([0.5, 0.25, 0.125, 0.125])
-    measured = demo.measure(features, importance, [2, 0])
+    measured = measure(features, importance, [2, 0])
     # Token 1 is at 0.8 from the nearer of the kept two; token 3 is at 0 from token 2.
     assert measured == {"importance_kept": 62.5, "coverage": pytest.approx(0.4), "smallest_distance": 1.0}
 
 
 def test_measure_has_none_where_there_is_nothing_to_measure():
     features = torch.eye(3)
-    assert demo.measure(features, torch.zeros(3), [1])["importance_kept"] is None
-    assert demo.measure(features, torch.ones(3), [1])["smallest_distance"] is None
-    assert demo.measure(features, torch.ones(3), [0, 1, 2])["coverage"] is None
+    assert measure(features, torch.zeros(3), [1])["importance_kept"] is None
+    assert measure(features, torch.ones(3), [1])["smallest_distance"] is None
+    assert measure(features, torch.ones(3), [0, 1, 2])["coverage"] is None
 
 
 def test_progress_names_every_step():
@@ -167,7 +170,7 @@ def test_sheet_is_a_png_of_readme_size_and_always_the_same(tmp_path):
 
 
 def test_sheet_shows_kept_patches_in_colour_and_dropped_ones_grey(tmp_path):
-    from idsel_kernels.demo_figure import _Sheet
+    from idsel_kernels._cli.figure import _Sheet
 
     sheet = _Sheet(Image.new("RGB", (48, 48), (220, 20, 20)), 4)
     run = {"rule": "TopK", "title": "TopK", "indices": [5], "importance_kept": None, "coverage": None}
@@ -284,7 +287,7 @@ def save_tower(transformers, folder: Path, layers: int) -> Path:
 def test_model_gives_the_tokens_and_attention_of_its_last_layer_but_one(tower_folder):
     import transformers
 
-    from idsel_kernels.demo_model import clip_tokens
+    from idsel_kernels._cli.model import clip_tokens
 
     tokens = clip_tokens(picture.load_picture(picture.bundled_photograph()), str(tower_folder))
     assert tokens.grid == 4

@@ -22,7 +22,7 @@ from unittest import mock
 import pytest
 
 import idsel_kernels
-from idsel_kernels import cli
+from idsel_kernels._cli import command as cli
 from idsel_kernels.engines import reference
 from idsel_kernels.rules import RULES
 
@@ -111,7 +111,7 @@ def test_python_blocks_run_and_print_what_the_page_shows(
 
 @pytest.mark.parametrize("module", _modules())
 def test_doctests_pass(module: str) -> None:
-    if module in ("idsel_kernels.demo", "idsel_kernels.demo_figure", "idsel_kernels.demo_model"):
+    if module in ("idsel_kernels._cli.demo", "idsel_kernels._cli.figure", "idsel_kernels._cli.model"):
         pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
     results = doctest.testmod(importlib.import_module(module))
     assert results.failed == 0, "see the captured output"

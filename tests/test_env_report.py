@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import idsel_kernels
-from idsel_kernels import _native, dispatch, env_report
+from idsel_kernels import _copies, _native, dispatch, env_report
 
 ROOT = Path(idsel_kernels.__file__).parents[1]
 
@@ -41,7 +42,8 @@ def test_collect_states_the_facts_of_this_machine():
     assert report["idsel_kernels"] == {
         "version": idsel_kernels.__version__,
         "location": str(ROOT / "idsel_kernels"),
-        "build": _native.build_notes() or "complete",
+        "library": None if _native.failure() else _native.library().__file__,
+        "build": _native.failure() or _native.build_notes() or "complete",
     }
     assert report["torch"]["version"] == torch.__version__
     assert report["packages"]["torch"] == torch.__version__
@@ -50,11 +52,21 @@ def test_collect_states_the_facts_of_this_machine():
 
 
 def test_what_the_installation_left_out_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    built = SimpleNamespace(__file__=str(tmp_path / "_core.so"))
+    monkeypatch.setattr(_copies, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_native, "_load", lambda: built)
     assert env_report.collect()["idsel_kernels"]["build"] == "complete"
     (tmp_path / "_core.txt").write_text("without the CUDA engine: a reason\nwithout the C++ library: another\n")
     reasons = "without the CUDA engine: a reason; without the C++ library: another"
     assert env_report.collect()["idsel_kernels"]["build"] == reasons
+    assert env_report.installation().endswith(f", library {tmp_path / '_core.so'}: {reasons}")
+
+
+def test_a_copy_without_a_library_is_not_called_complete(monkeypatch):
+    monkeypatch.setattr(_native, "_load", lambda: "a reason")
+    facts = env_report.collect()["idsel_kernels"]
+    assert (facts["library"], facts["build"]) == (None, "a reason")
+    assert env_report.installation().endswith(", no compiled library: a reason")
 
 
 def test_format_report_shows_every_backend_with_its_reason(monkeypatch):

@@ -12,7 +12,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_demo_table_is_what_the_demo_prints() -> None:
     pytest.importorskip("matplotlib", reason="the demo reads a photograph that comes with matplotlib")
-    from idsel_kernels.demo import run_demo, shown
+    from idsel_kernels._cli.demo import run_demo
+    from idsel_kernels._cli.measures import shown
 
     rows = [
         f"| {run['title']} | {shown(run['importance_kept'], '.1f', ' %')} | {shown(run['coverage'], '.3f')} "

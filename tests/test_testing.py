@@ -11,7 +11,8 @@ import torch
 from cases import RULE_CASES
 
 import idsel_kernels as idsel
-from idsel_kernels.testing import check_selection, clustered, exact, near_duplicates, ragged
+from idsel_kernels.inputs import clustered, exact, near_duplicates, ragged
+from idsel_kernels.testing import check_selection
 
 ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES.keys())
 CASE = clustered(1, 40, 64, seed=5, importance="uniform")
@@ -252,6 +253,11 @@ def test_generators_are_seeded_and_as_described() -> None:
         clustered(importance="loud")
     with pytest.raises(ValueError, match="dim must be a power of four, got 8"):
         exact(dim=8)
+
+
+def test_makers_of_inputs_keep_their_old_names() -> None:
+    for name in idsel.inputs.__all__:
+        assert getattr(idsel.testing, name) is getattr(idsel.inputs, name)
 
 
 def test_oracle_refuses_other_precisions_and_gram_choices() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import _env
+from .. import _copies, _env
 from ..problem import Inputs, Problem
 from ..rules import State
 from .base import GRAM_BUDGET_BYTES
@@ -148,6 +148,7 @@ def _gram_bytes(tokens: int) -> int:
 def _load() -> ModuleType | str:
     """The launcher, which imports Triton, or why it does not load."""
     try:
+        _copies.add_triton_impl()
         return importlib.import_module("..triton_impl.launch", __package__)
     except Exception as error:  # a Triton that does not fit its surroundings fails in many ways
         return f"triton does not load: {type(error).__name__}: {error}"

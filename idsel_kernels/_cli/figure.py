@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from .demo import shown
+from .measures import shown
 
 __all__ = ["draw_sheet"]
 

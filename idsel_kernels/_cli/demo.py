@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import normalize
 
-from . import api
-from .env_report import cpu_model
-from .picture import PictureTokens, bundled_photograph, load_picture, picture_tokens
-from .rules import DPP, MMR, Coverage, IDSelection, MaxMin, Rule, TopK
+from .. import api
+from ..env_report import cpu_model
+from ..picture import PictureTokens, bundled_photograph, load_picture, picture_tokens
+from ..rules import DPP, MMR, Coverage, IDSelection, MaxMin, Rule, TopK
+from .measures import measure, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["STEPS", "device_for", "measure", "result_table", "run_demo", "shown"]
+__all__ = ["STEPS", "device_for", "result_table", "run_demo"]
 
 DEMO_RULES: tuple[tuple[str, Rule], ...] = (
     ("TopK", TopK()),
@@ -98,22 +98,6 @@ def run_demo(
     return result
 
 
-def measure(features: torch.Tensor, importance: torch.Tensor, indices: list[int]) -> dict[str, float | None]:
-    """Importance kept, coverage and smallest distance of a selection, in float64; see `run_demo`."""
-    unit = normalize(features.double(), dim=-1, eps=1e-30)
-    kept = torch.zeros(len(unit), dtype=torch.bool)
-    kept[indices] = True
-    total = importance.double().sum()
-    to_kept = unit[~kept] @ unit[kept].T
-    among_kept = (unit[kept] @ unit[kept].T).fill_diagonal_(-1.0)
-    return {
-        "importance_kept": float(100 * importance.double()[kept].sum() / total) if total > 0 else None,
-        "coverage": float(to_kept.amax(dim=1).mean()) if len(to_kept) else None,
-        # Rounding may put the cosine of two equal patches just above 1.
-        "smallest_distance": max(0.0, float(1 - among_kept.max())) if len(indices) > 1 else None,
-    }
-
-
 def result_table(result: dict[str, Any]) -> Table:
     """The result of `run_demo` as a rich table."""
     from rich.table import Table
@@ -139,11 +123,6 @@ def result_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def shown(value: float | None, form: str, unit: str = "") -> str:
-    """A measure of `run_demo` as text; "none" where there is nothing to measure."""
-    return "none" if value is None else f"{value:{form}}{unit}".replace("-", "\N{MINUS SIGN}")
-
-
 def device_for(backend: str | None) -> torch.device:
     """Where inputs must lie for a backend asked for by name; without a name they stay on the CPU."""
     gpu = backend in ("cuda", "triton") and torch.cuda.is_available()
@@ -166,7 +145,7 @@ def _check_arguments(grid: int, output: str | Path | None) -> None:
 def _tokens(picture: Any, grid: int, model: str | None) -> PictureTokens:
     if model is None:
         return picture_tokens(picture, grid)
-    from .demo_model import clip_tokens
+    from .model import clip_tokens
 
     return clip_tokens(picture, model)
 
@@ -206,7 +185,7 @@ def _run_rule(rule: Rule, tokens: PictureTokens, keep: int, backend: str | None)
 
 
 def _draw(tokens: PictureTokens, result: dict[str, Any], output: Path) -> None:
-    from .demo_figure import draw_sheet
+    from .figure import draw_sheet
 
     draw_sheet(
         tokens.picture,

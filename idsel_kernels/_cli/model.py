@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .importance import minmax
-from .picture import PictureTokens
+from ..importance import minmax
+from ..picture import PictureTokens
 
 __all__ = ["clip_tokens"]
 

@@ -20,26 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .env_report import collect, format_report, rows
+from .. import __version__
+from ..env_report import collect, format_report, rows
+from ..rules import RULES, Rule
 
 if TYPE_CHECKING:
     import torch
 
-    from .rules import Rule
-
 __all__ = ["main"]
-
-RULE_NAMES = {
-    "id": "IDSelection",
-    "mmr": "MMR",
-    "maxmin": "MaxMin",
-    "nms": "HardSuppress",
-    "dpp": "DPP",
-    "coverage": "Coverage",
-    "topk": "TopK",
-}
-"""Short names of the rules on the command line, those of the shorthands such as `id_select`."""
 
 BACKENDS_HELP = "cuda, triton, cpu or torch; it never falls back (default: chosen by the package)"
 
@@ -107,7 +95,7 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
         "Selects k tokens per sample and prints JSON: indices in pick order, scores (null where a token was "
         "picked for want of others), the rule and the backend."
     )
-    rules = ", ".join(f"{short} ({full})" for short, full in RULE_NAMES.items())
+    rules = ", ".join(f"{rule.short_name} ({name})" for name, rule in RULES.items())
     add = parser.add_argument
     add(
         "features",
@@ -185,9 +173,9 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> None:
-    from . import api
-    from .cli_files import check_output, write_selection
+    from .. import api
     from .demo import device_for
+    from .files import check_output, write_selection
 
     rule = _rule(arguments.rule, arguments.param)
     output = None if arguments.output is None else Path(arguments.output)
@@ -267,12 +255,11 @@ def _require(command: str, *modules: str) -> None:
 
 def _rule(name: str, params: Sequence[str]) -> Rule:
     """The rule of that name, its parameters read as the types of their fields."""
-    from .rules import RULES
-
-    known = {**{rule.lower(): rule for rule in RULES}, **RULE_NAMES}
+    known = {key: rule for full, rule in RULES.items() for key in (rule.short_name, full.lower())}
     if name.lower() not in known:
-        raise UserError(f"--rule must be one of {', '.join(RULE_NAMES)} or a class name, got {name!r}")
-    rule = RULES[known[name.lower()]]
+        short = ", ".join(rule.short_name for rule in RULES.values())
+        raise UserError(f"--rule must be one of {short} or a class name, got {name!r}")
+    rule = known[name.lower()]
     types_of = typing.get_type_hints(rule)
     fields = [field.name for field in dataclasses.fields(rule)]
     values = {}
@@ -315,7 +302,7 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     """The arrays of a call, by the names of the arguments of `select`."""
     import torch
 
-    from .cli_files import array_names, read_array
+    from .files import array_names, read_array
 
     path = Path(arguments.features)
     features = read_array(path, "features", arguments.key)
@@ -340,7 +327,3 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
