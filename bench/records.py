@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-import idsel_kernels
 from idsel_kernels.env_report import cpu_model
 
 ROOT = Path(__file__).parents[1]
