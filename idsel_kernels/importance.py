@@ -392,7 +392,8 @@ def _check_relevance_shapes(image: Tensor, text: Tensor) -> None:
     if image.ndim < 2:
         raise ValueError(f"image_embeds must be (B, N, C) or (N, C), got {_shape(image)}")
     *leading, _, channels = image.shape
-    if text.ndim < 2 or list(text.shape[:-2]) not in ([], leading) or text.shape[-1] != channels:
+    batch = list(text.shape[:-2])
+    if text.ndim < 2 or (batch and batch != leading) or text.shape[-1] != channels:
         wanted = _pattern("M", channels)
         if leading:
             wanted += f" or {_pattern(*leading, 'M', channels)}"

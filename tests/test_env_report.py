@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -46,7 +47,7 @@ def test_collect_states_the_facts_of_this_machine():
         "build": _native.failure() or _native.build_notes() or "complete",
     }
     assert report["torch"]["version"] == torch.__version__
-    assert report["packages"]["torch"] == torch.__version__
+    assert report["packages"]["torch"] == importlib.metadata.version("torch")
     assert report["cpu"]["count"] == os.cpu_count()
     assert report["backends"] == dispatch.backend_status()
 

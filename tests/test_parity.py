@@ -97,4 +97,4 @@ def test_coverage_of_negative_importance_follows_the_reference(backend: Backend)
     for alpha in (0.5, 1.0, 2.0, 3.0):
         rule = idsel.Coverage(alpha=alpha)
         sel = backend.select(features, 20, rule, importance)
-        assert torch.equal(sel.indices, idsel.testing.oracle(features, 20, rule, importance).indices)
+        check_selection(sel, features, rule, importance).assert_ok(REGRET)
