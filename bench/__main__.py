@@ -19,8 +19,7 @@ import torch
 from idsel_kernels.env_report import installation
 
 try:
-    # Records and pictures need these two only after minutes of measuring.
-    import jsonschema  # noqa: F401
+    # Needed for pictures only, after minutes of measuring. (Without jsonschema a record is made all the same.)
     import matplotlib  # noqa: F401
 
     from . import compare, floor, records, report, workloads

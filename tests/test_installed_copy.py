@@ -156,9 +156,9 @@ def test_a_checkout_finds_its_triton_kernels(pip_installed: tuple[Path, Path]) -
     assert done.stdout.split() == ["True", str(checkout / "triton_impl" / "launch.py")], done.stderr
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "rich", "jsonschema"])
+@pytest.mark.parametrize("missing", ["matplotlib", "rich"])
 def test_the_bench_names_the_extra_that_it_needs(missing: str) -> None:
-    for name in ("matplotlib", "rich", "jsonschema"):
+    for name in ("matplotlib", "rich"):
         pytest.importorskip(name, reason=f"{name} is missing already (pip install '.[bench]')")
     code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('bench', run_name='__main__')"
     done = _python(code, ROOT)
