@@ -91,7 +91,7 @@ def test_coverage_exponents(alpha: float, combine: str, backend: Backend) -> Non
     check_selection(sel, features, rule, importance).assert_ok(REGRET)
 
 
-def test_coverage_of_negative_importance_follows_the_reference(backend: Backend) -> None:
+def test_coverage_of_negative_importance(backend: Backend) -> None:
     features, importance, _ = clustered(1, 20, 8, seed=10)
     importance[0, ::3] *= -1
     for alpha in (0.5, 1.0, 2.0, 3.0):
