@@ -271,6 +271,7 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     assert build.returncode == 0, build.stdout + build.stderr
     api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     for name in {*idsel_kernels.__all__} - {"__version__"}:
+        name = f"rules.{name}" if name in {"Rule", *RULES} else name
         assert f'id="idsel_kernels.{name}"' in api, f"the API page does not describe {name}"
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', page.read_text("utf-8"))
