@@ -43,9 +43,9 @@ find_package(CUDAToolkit 12 REQUIRED)
 message(STATUS "idsel: CUDA ${CUDAToolkit_VERSION}, compute capabilities ${archs} and PTX of ${newest}")
 
 set(idsel_cuda_sources csrc/cuda/launch.cu)
-foreach(family token history coverage)
+foreach(state token history coverage)
   foreach(dtype float32 float16 bfloat16)
-    list(APPEND idsel_cuda_sources csrc/cuda/inst/${family}_${dtype}.cu)
+    list(APPEND idsel_cuda_sources csrc/cuda/inst/${state}_${dtype}.cu)
   endforeach()
 endforeach()
 

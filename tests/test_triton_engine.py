@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -162,12 +163,16 @@ def test_importing_the_package_and_asking_what_is_available_imports_no_triton() 
 
 @needs_triton
 def test_parameters_arrive_in_the_order_of_encode() -> None:
-    from idsel_kernels.triton_impl import launch, rules
+    from idsel_kernels.triton_impl import kernels, launch, rules
 
     for name, rule in RULES.items():
         plan = launch.make_plan(_problem(rule()), 90, 2**30)
         params = rule().encode()[1]
-        assert list(plan.scalars[-rules.PARAMS :]) == params + [0.0] * (rules.PARAMS - len(params)), name
+        arrived = struct.unpack(f"<{rules.PARAMS}d", struct.pack(f"<{rules.PARAMS}q", *plan.scalars[-rules.PARAMS :]))
+        assert list(arrived) == params + [0.0] * (rules.PARAMS - len(params)), name
+    # An annotation that a version of Triton does not know would be dropped in silence.
+    of_params = [p.annotation_type for p in kernels.select_kernel.params if p.name in ("p0", "p1", "p2", "p3")]
+    assert of_params == ["i64"] * rules.PARAMS
 
 
 @needs_triton

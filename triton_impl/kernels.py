@@ -490,7 +490,7 @@ def select_kernel(
     stride_ib: tl.int64, stride_in: tl.int64, stride_mb: tl.int64, stride_mn: tl.int64,
     first_sample: tl.int32, tokens: tl.int32, dim: tl.int32, count: tl.int32, width: tl.int32, programs: tl.int32,
     gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64,
-    p0: tl.float64, p1: tl.float64, p2: tl.float64, p3: tl.float64,
+    p0: tl.int64, p1: tl.int64, p2: tl.int64, p3: tl.int64,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, NEAREST_FIRST: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, SORT: tl.constexpr,
     WIDEN: tl.constexpr, RESIDENT: tl.constexpr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,9 +79,9 @@ class Plan:
             yield first, min(self.samples, self.batch - first)
 
 
-def _padded_params(params: list[float]) -> list[float]:
-    """The numbers of `Rule.encode()` as the kernel takes them."""
-    return params + [0.0] * (PARAMS - len(params))
+def _param_bits(params: list[float]) -> tuple[int, ...]:
+    """The numbers of `Rule.encode()` as the kernel takes them: the bits of float64."""
+    return struct.unpack(f"<{PARAMS}q", struct.pack(f"<{PARAMS}d", *params, *[0.0] * (PARAMS - len(params))))
 
 
 def _padded(count: int) -> int:
@@ -174,7 +175,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         programs=programs,
         workspace=gram + arrays * scratch_width,
         dots=dots,
-        scalars=(tokens, dim, k_max, k_max, programs, gram_width, scratch_width, gram, *_padded_params(params)),
+        scalars=(tokens, dim, k_max, k_max, programs, gram_width, scratch_width, gram, *_param_bits(params)),
         constexprs=constexprs,
         options=options,
     )

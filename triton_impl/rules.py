@@ -1,8 +1,9 @@
 """The rules as constexpr branches: how priorities start, how a pick changes them, how tokens rank.
 
 Everything here works on values in registers; loads, stores and loops are in `kernels`. A rule arrives as its id and
-the numbers of `Rule.encode()` in their order, `p0` to `p3` in float64, which its branch unpacks. A function without a
-branch for a rule does what most rules do.
+the numbers of `Rule.encode()` in their order, `p0` to `p3`, which its branch unpacks. They are the bits of float64 in
+integers, because Triton before 3.4 knows no float64 arguments. A function without a branch for a rule does what most
+rules do.
 """
 
 from __future__ import annotations
@@ -143,15 +144,21 @@ def clamp_importance(importance):
 
 
 @triton.jit
+def _wide(param):
+    """An encoded number, in float64."""
+    return param.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def _number(param):
-    """An encoded number in float32."""
-    return tl.full((), param, dtype=tl.float32)
+    """The same in float32."""
+    return _wide(param).to(tl.float32)
 
 
 @triton.jit
 def _integer(param):
     """An encoded integer. What lies beyond the number of tokens of any call may as well be less."""
-    return tl.minimum(tl.full((), param, dtype=tl.float64), LARGEST_INTEGER).to(tl.int32)
+    return tl.minimum(_wide(param), LARGEST_INTEGER).to(tl.int32)
 
 
 @triton.jit
@@ -185,7 +192,7 @@ def start(importance, takes_part, nonzero, nearest, tokens, p0, NEAREST_FIRST: t
         quality = tl.where(takes_part, quality, 0.0)
         return tl.where(nonzero, quality * quality, 0.0), quality
     elif RULE == COVERAGE:
-        return state, _saliency(importance, tl.full((), p0, dtype=tl.float64))
+        return state, _saliency(importance, _wide(p0))
     else:
         return importance, state
 
@@ -232,7 +239,7 @@ def absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, 
     elif RULE == MMR:
         state = tl.maximum(state, c)
         refreshed = (step + 1) % _integer(p1) == 0
-        one_minus_lam = (1.0 - tl.full((), p0, dtype=tl.float64)).to(tl.float32)
+        one_minus_lam = (1.0 - _wide(p0)).to(tl.float32)
         return tl.where(refreshed, _number(p0) * standing - one_minus_lam * state, priority), state
     elif RULE == MAX_MIN:
         # The first pick was ranked by another quantity.

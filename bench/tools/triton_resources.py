@@ -44,7 +44,7 @@ MATRIX_INSTRUCTION = {
     "cuda:120": r"\bmma\.sync\b", "hip:gfx942": r"\bv_mfma_",
 }  # fmt: skip
 POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-# One of each family: a value per token, all pairs first, history, whole Gram, no Gram.
+# Those that differ: a number per token, the nearest first, history, the whole Gram, no Gram.
 FAMILIES = ("IDSelection", "MMR", "MaxMin", "HardSuppress", "DPP", "Coverage", "TopK")
 
 
@@ -109,10 +109,9 @@ def source_of(variant: Variant, plan: launch.Plan) -> ASTSource:
             signature[name] = "constexpr"
         elif name in pointers:
             signature[name] = pointers[name]
-        elif re.fullmatch(r"p\d", name):
-            signature[name] = "fp64"
         else:
-            signature[name] = "i64" if name.startswith("stride") or name in wide else "i32"
+            is_wide = name.startswith("stride") or name in wide or re.fullmatch(r"p\d", name)
+            signature[name] = "i64" if is_wide else "i32"
     divisible = {"features_ptr", "workspace_ptr", "indices_ptr", "scores_ptr"}
     divisible |= {"gram_width", "scratch_width", "scratch_offset"}
     divisible |= {"stride_fn", "stride_fb"} if variant.dim % 16 == 0 else set()

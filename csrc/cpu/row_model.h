@@ -38,7 +38,7 @@ class RowModel {
         return priority > kNoKey ? priority : kNoKey;  // NaN is none too
     }
     bool eligible(int64_t) const { return true; }
-    bool fresh(int64_t j) const { return seen(j) >= visible() || is_settled(j); }
+    bool fresh(int64_t j) const { return !Rule::kNeedsSimilarities || seen(j) >= visible() || is_settled(j); }
 
     int64_t progress(int64_t j) const { return seen(j); }
 
@@ -49,6 +49,7 @@ class RowModel {
         for (int64_t i = 0; i < count; ++i) {
             if (suppressed_by_place(tokens[i], picked, picks)) {
                 state(tokens[i]) = kNoKey;
+                seen_[static_cast<size_t>(tokens[i])] = static_cast<int32_t>(first + picks);
             } else {
                 far[far_count++] = tokens[i];
             }

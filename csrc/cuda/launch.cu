@@ -145,6 +145,7 @@ Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(
     const int64_t numbers = gram_width + history_depth + 2 * kTokenNumbers;
     const int64_t of_rows = tokens * numbers * 4, of_parts = partial_tiles * kTileNumbers * 4;
     const int64_t each = ragged ? of_parts : of_rows + of_parts;
+    // One launch puts no more into its workspace than the default budget; a batch beyond it takes several.
     const int64_t left = larger(0, IDSEL_GRAM_BUDGET_BYTES - (ragged ? of_rows : 0));
     samples = larger(1, smaller(smaller(args.batch, kMaxSamples), left / larger(1, each)));
     rows = ragged ? tokens : samples * tokens;

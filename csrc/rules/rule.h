@@ -55,19 +55,22 @@ struct Rule {
 //   float start(importance, nearest)    both before the first pick; `nearest` is the largest similarity to another
 //                                       token, where needs_nearest()
 //   long long given_start()             the index of the token that has to be picked first; -1: the best one
-//   float untouched(importance)         the state before the first pick is absorbed. It may differ from start(): the
-//                                       first pick of MMR and MaxMin is ranked by another quantity
+//   float untouched(importance)         the state before the first pick is absorbed, unless that pick raises(). It may
+//                                       differ from start(): the first pick of MMR and MaxMin is ranked by another
+//                                       quantity. Its priority bounds all that follow
 //   float absorb(state, c, priority)    the state after a pick of this priority, to which the token has similarity c
 //   float priority(state, importance)   from the state, once a pick counts
-//   bool suppresses_place(i, j)         whether picking i takes its priority from j for where they lie
+//   bool suppresses_place(i, j)         whether picking i takes its priority from j for where they lie: the state of j is
+//                                       then -inf, which priority() and absorb() have to keep
 // What lets an engine leave work out. A wrong answer gives wrong picks: each needs the proof that docs/cpu_engine.md has
 // under "The bound of each rule". The defaults are safe for any rule whose priorities never rise:
-//   bool settled(state)                 no later pick can change this state
+//   bool settled(state)                 no later pick can change this state, as long as none raises()
 //   bool inert(priority)                a pick of this priority changes no state, so that no token has to absorb it. It
 //                                       is not asked of the first pick, which brings states from start() to untouched()
 //   bool raises(priority)               a pick of this priority may raise the priority of a token: an old one is then no
-//                                       upper bound any more
-//   long long visible(picks)            how many of the picks made so far the priorities take into account
+//                                       upper bound any more. Not together with given_start()
+//   long long visible(picks)            how many of the picks made so far the priorities take into account: all, or as
+//                                       many as when it last was all. Not together with inert()
 // clang-format on
 struct TokenRule : Rule {
     IDSEL_HD float start(float importance, float /*nearest*/) const { return importance; }

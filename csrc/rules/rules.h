@@ -17,4 +17,11 @@ struct RuleList {};
 
 using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK>;
 
+template <class... R>
+constexpr int rules_with(State state, RuleList<R...>) {
+    return ((R::kState == state ? 1 : 0) + ...);
+}
+static_assert(rules_with(State::kHistory, AllRules{}) == 1, "the models of this state are those of DPP");
+static_assert(rules_with(State::kCoverage, AllRules{}) == 1, "the models of this state are those of Coverage");
+
 }  // namespace idsel

@@ -13,8 +13,6 @@ struct TopK : TokenRule {
     static TopK from_params(const double*) { return {}; }
 
     IDSEL_HD float absorb(float state, float /*c*/, float /*pick_priority*/) const { return state; }
-    IDSEL_HD bool settled(float /*state*/) const { return true; }
-    IDSEL_HD bool inert(float /*pick_priority*/) const { return true; }
 };
 
 }  // namespace idsel

@@ -6,7 +6,7 @@ import torch
 
 __all__ = ["StreamCounters"]
 
-_LEAST = 256  # a few launches more samples than the first had need no new ones
+_LEAST = 256  # so that a batch larger than the first needs no new ones, up to this size
 
 
 class StreamCounters:

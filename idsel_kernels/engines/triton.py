@@ -121,7 +121,7 @@ class TritonEngine:
         return self._counters.zeros(samples, device, stream, torch.cuda.is_current_stream_capturing())
 
     def _gram_fits(self, tokens: int) -> bool:
-        """As `launch.make_plan` decides; asking must not import Triton."""
+        """As `launch.make_plan` decides."""
         return _gram_bytes(tokens) <= self.gram_budget_bytes
 
     def _counts(self, k: tuple[int, ...], device: torch.device) -> torch.Tensor:
