@@ -1,4 +1,4 @@
-"""The kernel: tiles of the Gram, a ticket per sample, and the greedy loop in the program that draws the last one.
+"""The kernel: tiles of the Gram, an arrival counter per sample, and the greedy loop in the program that arrives last.
 
 Grid: (B * programs,). Program p of a sample computes the tiles p, p + programs, ... of that sample. What it writes is a
 function of the tile alone, so neither the number of programs nor their order changes a bit.
@@ -549,10 +549,10 @@ def select_kernel(
             HAS_IMPORTANCE, HAS_MASK, NEAREST_FIRST, DOTS, WIDEN, BLOCK_M, BLOCK_K,
         )  # fmt: skip
 
-    # All threads' stores come before the ticket, and whoever draws the last one sees those of every program.
+    # All threads' stores come before the arrival, and the program that arrives last sees those of every program.
     tl.debug_barrier()
-    ticket = tl.atomic_add(counters_ptr + local, 1, sem="acq_rel", scope="gpu")
-    if ticket == programs - 1:
+    arrived = tl.atomic_add(counters_ptr + local, 1, sem="acq_rel", scope="gpu")
+    if arrived == programs - 1:
         tl.debug_barrier()
         tl.store(counters_ptr + local, 0)  # for the next launch
         if HAS_COUNTS:

@@ -11,7 +11,7 @@ namespace idsel {
 // What the loop over picks carries for a rule.
 enum class State : int32_t {
     kToken,     // one number per token; a pick means one row of the Gram
-    kHistory,   // and one per token and earlier pick
+    kHistory,   // as kToken, and one number per token and earlier pick
     kCoverage,  // a sum over the whole Gram, which every pick changes
 };
 
