@@ -1,5 +1,4 @@
-// All rules, in the order of their ids. Engines instantiate what they need from this list, and nothing else lists
-// rules.
+// All rules, in the order of their ids. Engines instantiate what they need from this list; no other C++ file has one.
 #pragma once
 
 #include "rules/coverage.h"
