@@ -148,7 +148,7 @@ def _record(
     files = records.source_hashes()
     return {
         "schema": records.SCHEMA_VERSION,
-        "command": shlex.join(["python", "-m", "bench", *words]),
+        "command": shlex.join(["python", "-m", "bench", *_without_place(words)]),
         "seconds": round(seconds, 1),
         "environment": environment,
         "git": records.commit(),
@@ -157,6 +157,11 @@ def _record(
         "floor": measured._asdict(),
         "rows": rows,
     }
+
+
+def _without_place(words: list[str]) -> list[str]:
+    """The words of the command, without the path of a folder outside the checkout."""
+    return ["OUT" if Path(word).is_absolute() else word for word in words]
 
 
 if __name__ == "__main__":

@@ -257,11 +257,16 @@ def arranged(values: torch.Tensor, layout: str) -> torch.Tensor:
 def prepared(backend: str, checkout: Path) -> str:
     """The name that `select` knows it by; the emulated engine is built and registered first."""
     if backend == "emulated":
-        sys.path.insert(0, str(checkout / "tests" / "emulator"))
+        sys.path[:0] = [str(checkout / "tests"), str(checkout / "tests" / "emulator")]
         import emulated
 
         emulated.build()
-        emulated.register()
+        if hasattr(emulated, "register"):  # at 00b9288 and before
+            emulated.register()
+        else:
+            import backends
+
+            backends.registered(emulated.engine()).__enter__()
         return str(emulated.NAME)
     if backend not in idsel.available_backends():
         raise SystemExit(f"backend {backend!r} cannot run here; available: {', '.join(idsel.available_backends())}")
