@@ -40,7 +40,7 @@ class Backend:
         marks: of every test on it.
         running: what it needs around a test.
         takes: whether it runs the tests of a rule and an input of `cases`, given by their names (None: a test without).
-            With `most_picks` it is all that sets a slow backend apart.
+            `takes` and `most_picks` are the only differences in how slow backends are tested.
         most_picks: to compare, where an input needs no more to show what it is for.
     """
 

@@ -196,9 +196,8 @@ def test_select_knows_every_rule_and_parameter(capsys, tokens, archive, short):
 
 
 def test_short_names_are_those_of_the_rules_and_no_two_are_equal():
-    names = [rule.short_name for rule in RULES.values()]
-    assert len(set(names)) == len(names)
-    assert set(RULE_ARGUMENTS) <= set(names)
+    assert len(set(SHORT_NAMES)) == len(SHORT_NAMES)
+    assert set(RULE_ARGUMENTS) <= set(SHORT_NAMES)
 
 
 def test_a_rule_that_joins_the_list_needs_nothing_on_the_command_line(capsys, monkeypatch):
@@ -228,10 +227,13 @@ def test_select_writes_files(capsys, tokens, archive, tmp_path):
     assert answer == json.loads((tmp_path / "out.json").read_text())
 
 
+SHORT_NAMES = [rule.short_name for rule in RULES.values()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "greedy"], "--rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk or a class name"),
+        (["--rule", "greedy"], f"--rule must be one of {', '.join(SHORT_NAMES)} or a class name"),
         (["--param", "gamma"], "--param must be NAME=VALUE, got 'gamma'"),
         (["--param", "beta=1"], "--param of IDSelection must be one of: gamma, floor; got 'beta'"),
         (["--rule", "topk", "--param", "beta=1"], "--param of TopK must be one of: none, it has no parameters"),

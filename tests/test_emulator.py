@@ -229,7 +229,7 @@ _ENDED = "    port::barrier();\n    return"
 MUTATIONS = {
     "a removed barrier": ("argmax.cuh", {f"{_KEYS}\n    port::barrier();": _KEYS}),
     "a barrier for some threads only": ("ticket.cuh", {_ENDED: f"    if (port::thread() != 7) {_ENDED.lstrip()}"}),
-    "a wrong ticket count": ("ticket.cuh", {"expected - 1": "expected - 2"}),
+    "a wrong arrival count": ("ticket.cuh", {"expected - 1": "expected - 2"}),
     "a phase that ends too early": ("phases.cuh", {"item().count, &state_": "item().count - 1, &state_"}),
     "a dropped tie-break": (
         "argmax.cuh",

@@ -44,8 +44,7 @@ MATRIX_INSTRUCTION = {
     "cuda:120": r"\bmma\.sync\b", "hip:gfx942": r"\bv_mfma_",
 }  # fmt: skip
 POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-# Those that differ: a number per token, the nearest first, history, the whole Gram, no Gram.
-FAMILIES = ("IDSelection", "MMR", "MaxMin", "HardSuppress", "DPP", "Coverage", "TopK")
+FAMILIES = tuple(rules.RULES)
 
 
 class Variant(NamedTuple):
@@ -179,9 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--rules", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument(
-        "--markdown", action="store_true", help="registers and shared memory as in docs/triton_engine.md"
-    )
+    parser.add_argument("--markdown", action="store_true", help="registers and shared memory")
     options = parser.parse_args(arguments)
     variants = list(default_variants(options.rules))
     if options.markdown:
