@@ -131,13 +131,30 @@ def _not_installed() -> list[str]:
     return [f"not installed: {', '.join(missing)}"] if missing else []
 
 
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """`torch.empty` gives NaN and the largest integers, so that what device code reads without having written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # which comes with it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _emulated(test: pytest.FixtureRequest) -> Iterator[None]:
+    with registered(emulated.engine()), poisoned_memory():
+        yield
+
+
 # The cuda engine with its device code built for the CPU.
 EMULATED = Backend(
     emulated.NAME,
     emulated.NAME,
     torch.device("cpu"),
     (pytest.mark.kernels, _skip_if(_not_installed())),
-    running=lambda test: registered(emulated.engine()),
+    running=_emulated,
     takes=lambda rule, case: rule is not None or case in (None, *FEW_INPUTS),  # all rules at once on few inputs
 )
 
@@ -156,7 +173,8 @@ def _with_fast_interpreter(test: pytest.FixtureRequest) -> Iterator[None]:
     from triton_interpreter import large_blocks, speed_up
 
     speed_up()
-    with large_blocks() if "golden_run" in test.fixturenames else nullcontext():  # which have many tokens and picks
+    blocks = large_blocks() if "golden_run" in test.fixturenames else nullcontext()  # which have many tokens and picks
+    with blocks, poisoned_memory():
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import Backend
+from backends import Backend, same
 from cases import EXACT_CASES, EXACT_RULES, INPUT_CASES, RULE_CASES
 from tolerances import REGRET
 
@@ -98,3 +98,33 @@ def test_coverage_of_negative_importance(backend: Backend) -> None:
         rule = idsel.Coverage(alpha=alpha)
         sel = backend.select(features, 20, rule, importance)
         check_selection(sel, features, rule, importance).assert_ok(REGRET)
+
+
+# --- What every language has a home of its own for --------------------------------------------------------------------
+
+
+def test_importance_is_clamped_alike(backend: Backend) -> None:
+    largest = torch.finfo(torch.float32).max
+    importance = torch.tensor(
+        [0.0, float("inf"), largest, -largest, float("-inf"), float("nan"), -0.0, 1e-45, -1e-45, 3e38, 1.0]
+    )
+    n = len(importance)
+    for rule in (idsel.TopK(), idsel.MMR(lam=1.0), idsel.HardSuppress(threshold=1.0)):
+        sel = backend.select(torch.eye(n), n, rule, importance)
+        expected = idsel.testing.oracle(torch.eye(n), n, rule, importance)
+        assert torch.equal(sel.indices, expected.indices)
+        assert torch.equal(sel.scores, expected.scores.float())
+
+
+def test_similarities_of_very_long_and_short_tokens_are_computed_alike(backend: Backend) -> None:
+    """Powers of two change no bit of a cosine, whatever the order in which norms are applied."""
+    case = exact(1, 24, 16, seed=5)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    lengths = 2.0 ** torch.linspace(-60, 60, 24).round()[order]
+    for rule in (idsel.MMR(lam=0.0), idsel.MaxMin(), idsel.MaxMin(start=3), idsel.Coverage()):
+        plain = backend.select(case.features, 24, rule, case.importance)
+        scaled = backend.select(case.features * lengths[:, None], 24, rule, case.importance)
+        expected = idsel.testing.oracle(case.features, 24, rule, case.importance)
+        assert same(plain, scaled)
+        assert torch.equal(plain.indices, expected.indices)
+        assert torch.equal(plain.scores, expected.scores.float())
