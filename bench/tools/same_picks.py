@@ -17,6 +17,7 @@ import json
 import sys
 import time
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ LAYOUTS = (
 )  # fmt: skip
 RULES = ("IDSelection", "MMR", "MaxMin", "HardSuppress", "DPP", "Coverage", "TopK")
 SHOWN = 5
+KEPT = ExitStack()  # for the life of the process
 
 
 class Case(NamedTuple):
@@ -266,7 +268,7 @@ def prepared(backend: str, checkout: Path) -> str:
         else:
             import backends
 
-            backends.registered(emulated.engine()).__enter__()
+            KEPT.enter_context(backends.registered(emulated.engine()))
         return str(emulated.NAME)
     if backend not in idsel.available_backends():
         raise SystemExit(f"backend {backend!r} cannot run here; available: {', '.join(idsel.available_backends())}")
