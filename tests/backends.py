@@ -148,6 +148,12 @@ def _emulated(test: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def _emulator_takes(rule: str | None, case: str | None) -> bool:
+    if rule is None:  # all rules at once
+        return case in (None, *FEW_INPUTS)
+    return case is not None or rule not in SAME_BRANCH
+
+
 # The cuda engine with its device code built for the CPU.
 EMULATED = Backend(
     emulated.NAME,
@@ -155,7 +161,7 @@ EMULATED = Backend(
     torch.device("cpu"),
     (pytest.mark.kernels, _skip_if(_not_installed())),
     running=_emulated,
-    takes=lambda rule, case: rule is not None or case in (None, *FEW_INPUTS),  # all rules at once on few inputs
+    takes=_emulator_takes,
 )
 
 # Triton decides when it is imported, so once for a process.

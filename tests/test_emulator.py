@@ -234,7 +234,7 @@ MUTATIONS = {
     "a dropped tie-break": (
         "argmax.cuh",
         {
-            "rank | (kIndexMask - static_cast<uint64_t>(index))": "rank | static_cast<uint64_t>(index)",
+            "| (kIndexMask - static_cast<uint64_t>(index))": "| static_cast<uint64_t>(index)",
             "(kIndexMask - (key & kIndexMask))": "(key & kIndexMask)",
         },
     ),
