@@ -33,8 +33,8 @@ docs: $(VENV)/test.ready
 # GPU kernels without a GPU: CUDA in an emulator, Triton in its interpreter, and what the compiler makes of them; the
 # C++ library under sanitizers.
 kernels: $(VENV)/test.ready
-	$(BIN)/pytest --numprocesses $(WORKERS) -m 'kernels and not interpreter'
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) -m interpreter
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'kernels and not interpreter'
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m interpreter
 
 # Every architecture, with spilled registers as errors; needs nvcc and no GPU.
 cuda-all:
