@@ -169,3 +169,12 @@ def test_the_interpreter_runs_only_when_asked_for_by_name() -> None:
     assert (named.backend, named.reasons["triton"]) == ("triton", ())
     assert named.algorithm.startswith("one launch")
     assert "triton" in idsel.available_backends()
+
+
+def test_coverage_of_negative_importance_follows_the_reference() -> None:
+    features, importance, _ = clustered(1, 20, 8, seed=10)
+    importance[0, ::3] *= -1
+    for alpha in (0.5, 1.0, 2.0, 3.0):
+        rule = idsel.Coverage(alpha=alpha)
+        sel = idsel.select(features, 20, rule, importance, backend="triton")
+        assert torch.equal(sel.indices, idsel.testing.oracle(features, 20, rule, importance).indices)
