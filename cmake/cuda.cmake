@@ -42,11 +42,10 @@ enable_language(CUDA)
 find_package(CUDAToolkit 12 REQUIRED)
 message(STATUS "idsel: CUDA ${CUDAToolkit_VERSION}, compute capabilities ${archs} and PTX of ${newest}")
 
-set(idsel_cuda_sources csrc/cuda/launch.cu)
-foreach(state token history coverage)
-  foreach(dtype float32 float16 bfloat16)
-    list(APPEND idsel_cuda_sources csrc/cuda/inst/${state}_${dtype}.cu)
-  endforeach()
+set(idsel_cuda_sources csrc/cuda/launch.cu csrc/cuda/plan.cpp)
+foreach(kernel gram_id_selection gram_mmr gram_max_min gram_hard_suppress gram_dpp gram_coverage gram_top_k
+        panel_float32 panel_float16 panel_bfloat16)
+  list(APPEND idsel_cuda_sources csrc/cuda/inst/${kernel}.cu)
 endforeach()
 
 set(idsel_cuda_options --Werror all-warnings "SHELL:-Xcompiler -fvisibility=hidden")

@@ -31,31 +31,56 @@ def engine() -> Iterator[emulated.EmulatedEngine]:
         yield emulated.engine()
 
 
+def _runs(call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch) -> list[idsel.Selection]:
+    """In clusters of CTAs and by single ones, one at a time or several, in several orders."""
+    found = []
+    for multiprocessors, blocks, seed in ((1000, 1, 0), (1000, 3, 1), (1, 1, 0), (1, 3, 2)):
+        monkeypatch.setenv("IDSEL_EMULATOR_MULTIPROCESSORS", str(multiprocessors))
+        found.append(_select(call, rule, monkeypatch, blocks, seed))
+    monkeypatch.delenv("IDSEL_EMULATOR_MULTIPROCESSORS")
+    return found
+
+
 @pytest.mark.parametrize("rule", RULE_CASES)
-def test_block_order_and_batch_change_no_bit(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = clustered(3, 70, 600, dtype=torch.bfloat16)  # D is split
-    runs = []
-    for seed in range(3):
-        monkeypatch.setenv("IDSEL_EMULATOR_SEED", str(seed))
-        runs.append(idsel.select(**case.inputs(), k=20, rule=RULE_CASES[rule], backend=emulated.NAME))
-    alone = idsel.select(
-        case.features[1], 20, rule=RULE_CASES[rule], importance=case.importance[1], backend=emulated.NAME
-    )
-    ragged = idsel.select(
-        case.features.flatten(0, 1),
-        20,
-        rule=RULE_CASES[rule],
-        importance=case.importance.flatten(),
-        cu_seqlens=torch.tensor([0, 70, 140, 210], dtype=torch.int32),
-        backend=emulated.NAME,
-    )
-    assert all(same(runs[0], other) for other in (*runs[1:], ragged))
-    assert torch.equal(runs[0].indices[1], alone.indices[0]) and torch.equal(runs[0].scores[1], alone.scores[0])
+def test_clusters_order_and_batch_change_no_bit(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(3, 70, 600, dtype=torch.bfloat16)  # D has two groups
+    alone = Call({name: tensor[1:2] for name, tensor in case.inputs().items()}, 20)
+    together = {name: tensor.flatten(0, 1) for name, tensor in case.inputs().items()}
+    together["cu_seqlens"] = torch.tensor([0, 70, 140, 210], dtype=torch.int32)
+    runs = _runs(Call(case.inputs(), 20), RULE_CASES[rule], monkeypatch)
+    runs.append(_select(Call(together, 20), RULE_CASES[rule], monkeypatch, 3, 3))
+    assert all(same(runs[0], other) for other in runs[1:])
+    for sel in _runs(alone, RULE_CASES[rule], monkeypatch):
+        assert torch.equal(runs[0].indices[1:2], sel.indices) and torch.equal(runs[0].scores[1:2], sel.scores)
 
 
-# --- Several blocks for a sample -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tokens", [256, 257, 1025, 3073])  # a thread has 1, 4 or 12; or all are in the workspace
+@pytest.mark.parametrize("rule", [idsel.MMR(), idsel.TopK()], ids=lambda rule: type(rule).__name__)
+def test_tokens_of_a_thread(rule: idsel.Rule, tokens: int) -> None:
+    case = clustered(1, tokens, 2)
+    sel = idsel.select(**case.inputs(), k=5, rule=rule, backend=emulated.NAME)
+    check_selection(sel, **case.inputs(), rule=rule, k=5).assert_ok(REGRET)
+    by_index = idsel.select(**case.inputs(), k=5, rule=rule, sort=True, backend=emulated.NAME)
+    assert torch.equal(by_index.indices, sel.indices.sort().values)
 
-# Blocks under way at a time, and the order in which they come. With one at a time none may wait for another.
+
+@pytest.mark.parametrize("tokens", [576, 3080])
+def test_coverage_reads_few_similarities(
+    tokens: int, engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only rows of tokens whose gain could win are read, and the picks are those of summing all."""
+    case = clustered(1, tokens, 16 if tokens < 1000 else 2)
+    k = 64 if tokens < 1000 else 4
+    read = torch.zeros(1, dtype=torch.int64)
+    monkeypatch.setattr(engine, "similarities_read", read)
+    sel = idsel.select(**case.inputs(), k=k, rule=idsel.Coverage(), backend=emulated.NAME)
+    check_selection(sel, **case.inputs(), rule=idsel.Coverage(), k=k).assert_ok(REGRET)
+    assert 0 < int(read) <= (0.1 if k == 64 else 0.5) * k * tokens**2
+
+
+# --- Several CTAs for a sample ---------------------------------------------------------------------------------------
+
+# CTAs under way at a time, and the order in which they come. With one at a time none may wait for another.
 ORDERS = ((1, 0), (3, 1), (3, 2))
 ROW_RULES = [name for name, rule in RULE_CASES.items() if not isinstance(rule, (idsel.Coverage, idsel.TopK))]
 
@@ -102,18 +127,8 @@ def test_more_tiles_than_items_and_more_tokens_than_offers(monkeypatch: pytest.M
     assert same(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
 
 
-@pytest.mark.parametrize("rule", ["coverage", "coverage-add"])
-def test_gains_by_several_blocks_have_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = clustered(2, 150, 600, dtype=torch.bfloat16)  # D is split
-    alone = _select(Call(case.inputs(), 8), RULE_CASES[rule], monkeypatch, 3, 0)
-    together = {name: tensor.flatten(0, 1) for name, tensor in case.inputs().items()}
-    together["cu_seqlens"] = torch.tensor([0, 150, 300], dtype=torch.int32)
-    for blocks, seed in ORDERS:  # of 300 tokens each might have
-        assert same(alone, _select(Call(together, 8), RULE_CASES[rule], monkeypatch, blocks, seed))
-
-
-def test_a_crew_of_any_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = clustered(130, 66, 4)  # one block for each sample of the batch, several for one alone
+def test_a_group_of_any_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(130, 66, 4)  # one CTA for each sample of the batch, several for one alone
     set_gram_budget(monkeypatch, emulated.NAME, 1)
     batch = _select(Call(case.inputs(), 6), idsel.DPP(), monkeypatch, 3, 0)
     alone = Call({name: tensor[129:] for name, tensor in case.inputs().items()}, 6)
@@ -143,13 +158,6 @@ int main() {
         environment = {**os.environ, "IDSEL_EMULATOR_BLOCKS": str(blocks)}
         done = subprocess.run([tmp_path / "waits"], capture_output=True, text=True, check=True, env=environment)
         assert words in done.stdout
-
-
-@pytest.mark.parametrize("tokens", [1755, 1756])  # of which the loop's state just fits shared memory, and just not
-def test_tokens_in_and_out_of_shared_memory(tokens: int) -> None:
-    case = clustered(1, tokens, 8)
-    sel = idsel.select(**case.inputs(), k=5, backend=emulated.NAME)
-    check_selection(sel, **case.inputs()).assert_ok(REGRET)
 
 
 def test_more_samples_than_one_launch_takes() -> None:
@@ -190,17 +198,16 @@ def test_too_many_tokens_are_a_reason() -> None:
 
 
 def test_explain_tells_the_plan() -> None:
-    assert "one launch: norms" in _explained(17_000, 2, idsel.TopK()).algorithm
+    assert "one launch: norms, then one CTA per sample picks" in _explained(17_000, 2, idsel.TopK()).algorithm
     assert "one launch: the Gram by tensor cores" in _explained(64, 2, idsel.MMR()).algorithm
-    assert "one block per sample reads one row of it" in _explained(64, 2, idsel.MMR()).algorithm
-    assert "several blocks per sample read the whole Gram" in _explained(300, 2, idsel.Coverage()).algorithm
+    assert "one CTA per sample reads one row of it per pick" in _explained(64, 2, idsel.MMR()).algorithm
+    assert "reads rows of it, those whose gain could win, per pick" in _explained(300, 2, idsel.Coverage()).algorithm
     panels = _explained(17_000, 130, idsel.MMR()).algorithm
-    assert "panels of 64 rows of the Gram by tensor cores and several blocks" in panels
-    assert "(3 to 129, 0.00872 GFLOP to 0.283 GFLOP); 4.6 MiB of workspace" in panels
+    assert "panels of 64 rows of the Gram by tensor cores and several CTAs" in panels
+    assert "(3 to 129, 0.00872 GFLOP to 0.283 GFLOP); 4.7 MiB of workspace" in panels
     offsets = torch.tensor([0, 17_000], dtype=torch.int32)
-    assert (
-        "of the samples whose Gram is too large" in _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
-    )
+    ragged = _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
+    assert "2 launches" in ragged and "of the samples whose Gram is too large" in ragged
 
 
 def test_an_installed_package_does_not_know_the_emulator() -> None:
@@ -224,20 +231,34 @@ def test_no_access_outside_memory_under_a_sanitizer(tmp_path: Path) -> None:
 
 
 # What is changed, and into what, in which file: each is a mistake that only executing the code can show.
-_KEYS = "->keys[turn][port::thread() / 32] = key;"
-_ENDED = "    port::barrier();\n    return"
+_KEYS = "= ranked(key, index);"
+_ENDED = "    arch::cta_sync();\n    return"
 MUTATIONS = {
-    "a removed barrier": ("argmax.cuh", {f"{_KEYS}\n    port::barrier();": _KEYS}),
-    "a barrier for some threads only": ("ticket.cuh", {_ENDED: f"    if (port::thread() != 7) {_ENDED.lstrip()}"}),
-    "a wrong arrival count": ("ticket.cuh", {"expected - 1": "expected - 2"}),
-    "a phase that ends too early": ("phases.cuh", {"item().count, &state_": "item().count - 1, &state_"}),
+    "a removed barrier": ("cta_reduce.cuh", {f"{_KEYS}\n    arch::cta_sync();": _KEYS}),
+    "a barrier for some threads only": (
+        "arrival.cuh",
+        {_ENDED: f"    if (arch::thread() != 7) {_ENDED.lstrip()}"},
+    ),
+    "a wrong arrival count": ("arrival.cuh", {"expected - 1": "expected - 2"}),
+    "a phase that ends too early": ("cta_group.cuh", {"tile().count, &buffers_": "tile().count - 1, &buffers_"}),
     "a dropped tie-break": (
-        "argmax.cuh",
+        "order_key.cuh",
         {
-            "| (kIndexMask - static_cast<uint64_t>(index))": "| static_cast<uint64_t>(index)",
-            "(kIndexMask - (key & kIndexMask))": "(key & kIndexMask)",
+            "| ~static_cast<uint32_t>(index)": "| static_cast<uint32_t>(index)",
+            "static_cast<int>(~static_cast<uint32_t>(ranked))": "static_cast<int>(static_cast<uint32_t>(ranked))",
         },
     ),
+    "a lost tie": ("cta_reduce.cuh", {"& lower_lanes;": "& ~lower_lanes & ~(lower_lanes + 1);"}),
+    "wrong parts of D in a cluster": (
+        "gram_tile.cuh",
+        {"const int of_group = group * kSlices + ": "const int of_group = group * (cluster.shares ? 1 : kSlices) + "},
+    ),
+    "a cluster that does not wait": (
+        "gram_tile.cuh",
+        {"arch::cluster_arrive();\n        arch::cluster_wait();": "arch::cluster_arrive();"},
+    ),
+    "a hot loop that ignores the cold tier": ("pick_loop.cuh", {"if (key_of(best) == 0) return false;": ""}),
+    "a stale Coverage gain accepted": ("coverage_state.cuh", {"top.mine && is_fresh": "top.mine"}),
 }
 
 

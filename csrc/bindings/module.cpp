@@ -104,7 +104,7 @@ void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strid
                  std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
                  std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
                  std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
-                 std::int64_t gram_budget) {
+                 std::int64_t gram_budget, std::uintptr_t similarities_read) {
     idsel_args args = common_args(IDSEL_CUDA, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
                                   shape, k, k_max, rule, params, sort);
     args.workspace = pointer<void>(workspace);
@@ -112,6 +112,7 @@ void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strid
     args.counters = pointer<void>(counters);
     args.stream = pointer<void>(stream);
     args.gram_budget = gram_budget;
+    args.similarities_read = pointer<std::uint64_t>(similarities_read);
     call(args);
 }
 
@@ -128,9 +129,8 @@ py::object cuda_plan(const std::vector<std::int64_t>& shape, std::int64_t k_max,
     if (idsel_cuda_plan(&args, &plan) != IDSEL_OK) return py::str(idsel_last_error());
     static const char* const kAlgorithms[] = {"norms", "gram", "panels"};
     using namespace pybind11::literals;
-    return py::dict("algorithm"_a = kAlgorithms[plan.algorithm], "in_phases"_a = plan.in_phases != 0,
-                    "panel_rows"_a = plan.panel_rows, "launches"_a = plan.launches,
-                    "workspace_bytes"_a = plan.workspace_bytes,
+    return py::dict("algorithm"_a = kAlgorithms[plan.algorithm], "panel_rows"_a = plan.panel_rows,
+                    "launches"_a = plan.launches, "workspace_bytes"_a = plan.workspace_bytes,
                     "panels"_a = py::make_tuple(plan.least_panels, plan.most_panels),
                     "flops"_a = py::make_tuple(plan.least_flops, plan.most_flops));
 }

@@ -135,15 +135,8 @@ idsel_status check_cuda(const idsel_args& args) {
 
 idsel_status select_cuda(const idsel_args& args) {
     if (const idsel_status status = check_cuda(args)) return status;
-    idsel_plan plan;
-    if (const idsel_status status = cuda::plan(args, &plan)) return status;
-    const int64_t bytes = plan.workspace_bytes;
-    if (args.batch == 0 || args.k_max == 0) return IDSEL_OK;
-    if (args.workspace_bytes < bytes || (bytes > 0 && args.workspace == nullptr)) {
-        return fail(IDSEL_INVALID, "workspace must have %lld bytes, got %lld", static_cast<long long>(bytes),
-                    static_cast<long long>(args.workspace_bytes));
-    }
-    if (args.counters == nullptr || reinterpret_cast<std::uintptr_t>(args.counters) % 8 != 0) {
+    const bool any_output = args.batch > 0 && args.k_max > 0;
+    if (any_output && (args.counters == nullptr || reinterpret_cast<std::uintptr_t>(args.counters) % 8 != 0)) {
         return fail(IDSEL_INVALID, "counters must not be NULL, and aligned to 8 bytes");
     }
     return cuda::select(args);

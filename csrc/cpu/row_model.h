@@ -77,20 +77,22 @@ class RowModel {
     float state(int64_t j) const { return state_[static_cast<size_t>(j)]; }
     int32_t seen(int64_t j) const { return seen_[static_cast<size_t>(j)]; }
     float importance(int64_t j) const { return run_.sample.importance[static_cast<size_t>(j)]; }
-    int64_t visible() const { return rule_.visible(static_cast<int64_t>(picks_.size())); }
+    int64_t visible() const { return rule_.visible(static_cast<int>(picks_.size())); }
     bool is_settled(int64_t j) const { return !raised_ && begun_ && rule_.settled(state(j)); }
 
     void absorb(int64_t j, int64_t first, int64_t picks, const float* c) {
         float value = state(j);
         for (int64_t i = 0; i < picks; ++i) {
-            value = rule_.absorb(value, c[i], picks_[static_cast<size_t>(first + i)].priority);
+            value = rule_.absorb(value, rule_.weight(c[i]), picks_[static_cast<size_t>(first + i)].priority);
         }
         state(j) = value;
         seen_[static_cast<size_t>(j)] = static_cast<int32_t>(first + picks);
     }
 
     bool suppressed_by_place(int64_t j, const int64_t* picked, int64_t picks) const {
-        return std::any_of(picked, picked + picks, [&](int64_t i) { return rule_.suppresses_place(i, j); });
+        const Cell other = rule_.cell(static_cast<int>(j));
+        return std::any_of(picked, picked + picks,
+                           [&](int64_t i) { return rule_.suppresses(rule_.cell(static_cast<int>(i)), other); });
     }
 
     void start() {

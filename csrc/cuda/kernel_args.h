@@ -1,4 +1,4 @@
-// What the kernel is launched with, and how the work and the workspace of a launch are cut up.
+// What the kernels are launched with, and the sizes that host and device agree on.
 #pragma once
 
 #include <cstdint>
@@ -8,106 +8,96 @@
 
 namespace idsel::cuda {
 
-constexpr int kBlockThreads = 256;
-constexpr int kWarps = kBlockThreads / 32;
+constexpr int kCtaThreads = 256;
+constexpr int kWarps = kCtaThreads / 32;
 
-// Side of a Gram tile, and the numbers of it that each thread holds.
+// Side of a work tile of the Gram.
 constexpr int kTile = 64;
-constexpr int kTileNumbers = kTile * kTile;
-constexpr int kPerThread = kTileNumbers / kBlockThreads;
 
-// The tile is computed from pieces of rows of this many bytes, double-buffered; the padding keeps rows in other banks.
-constexpr int kPieceBytes = 128;
-constexpr int kPieceStride = kPieceBytes + 16;
-constexpr int kOperandBytes = kTile * kPieceStride;
-constexpr int kTileBytes = 2 * 2 * kOperandBytes;
+// Of D: a k-tile is what a warp multiplies between two of its loads, a slice is added up by itself, four slices are
+// added up to a group, and groups are added up last. The order depends on D alone.
+constexpr int kKTile = 32;
+constexpr int kSlices = 4;
+constexpr int kMaxGroups = 2;
+constexpr int kKTilesOfTwoGroups = 8;
 
-// A block looks up its sample with one thread per sample.
-constexpr int kMaxSamples = kBlockThreads;
+// Sums and maxima over similarities are formed over so many neighbours first, whatever the tile.
+constexpr int kRun = 16;
 
-// D is split until a sample has about this many blocks, but never into parts shorter than kShortestPart.
-constexpr int64_t kSplitTarget = 128;
-constexpr int64_t kShortestPart = 256;
+// Rows of a panel, which are those of a tile.
+constexpr int kPanelRows = kTile;
 
-// Blocks of a launch whose samples have lengths that the host does not know.
-constexpr int64_t kRaggedBlocks = 4096;
+// A launch looks up samples with one thread per sample.
+constexpr int kMaxSamples = kCtaThreads;
 
-// Blocks of a launch whose samples are worked on in phases, shared out among them: about as many as a GPU runs at once.
-constexpr int64_t kCrewBlocks = 256;
+// Samples of up to so many tokens are selected with the state of the tokens in registers.
+constexpr int kMaxTokensPerThread = 12;
+constexpr int64_t kMaxRegisterTokens = int64_t{kMaxTokensPerThread} * kCtaThreads;
 
-// All tiles, looked at for the nearest other tokens, are at most so many items of work: enough to even out.
-constexpr int64_t kNearestItems = 4 * kCrewBlocks;
+// Per token of a longer sample: six numbers and a byte, in the workspace.
+constexpr int kTokenNumbers = 6;
 
-// Coverage finds the gains of so many tokens as one item of work. Up to kGainsAlone tokens one block finds them all.
-constexpr int kGainTokens = 16;
-constexpr int64_t kGainsAlone = 256;
+// CTAs of a launch that works on panels, shared out among its samples: about as many as a GPU runs at once.
+constexpr int64_t kGroupCtas = 256;
 
-// Per token: five numbers and a byte, in shared memory while they fit where the tiles were.
-constexpr int kTokenNumbers = 5;
-constexpr int kTokenBytes = kTokenNumbers * 4 + 1;
-constexpr int kSharedTokens = kTileBytes / kTokenBytes;
+// All tiles, looked at for the nearest other tokens, are at most so many work tiles: enough to even out.
+constexpr int64_t kNearestWorkTiles = 4 * kGroupCtas;
 
-// 30 bits of the order key are the index.
 constexpr int64_t kMaxTokens = (int64_t{1} << 30) - 1;
+constexpr int64_t kMaxDim = (int64_t{1} << 30) - 1;
 
 constexpr int kRuleBytes = 32;
 
-// Counters of a sample: two that hold the word of its phases, arrivals, departures, then one for each tile.
+// Counters of a launch, then those of each sample: two that hold the word of its phases, arrivals, departures.
+constexpr int kCounterTicket = 0;
+constexpr int kCounterLaunchDepartures = 1;
+constexpr int kLaunchCounters = 4;
 constexpr int kCounterWord = 0;
 constexpr int kCounterArrivals = 2;
 constexpr int kCounterDepartures = 3;
-constexpr int kCounterTiles = 4;
-constexpr int64_t kCountersPerSample = kCounterTiles + kSplitTarget;
+constexpr int64_t kCountersPerSample = 4;
 
-// What the blocks of a sample do together. Every sample begins with kFirst.
+// What the CTAs of a sample do together where it is worked on in panels. Every sample begins with kFirst.
 enum class Phase : uint32_t {
-    kFirst,    // its Gram, or the norms where the Gram is too large
-    kPanel,    // dot products of the tokens of a panel with all
+    kFirst,    // norms
+    kPanel,    // similarities of the tokens of a panel with all
     kNearest,  // MaxMin: how near each token's nearest other token is
-    kGains,    // Coverage: what each token would add
     kEnd,      // no more
-    kNone,     // (of a pick that calls for none)
 };
 
-// How far the picks of a sample have come: what a block needs to go on where another stopped.
+// How far the picks of a sample have come: what a CTA needs to go on where another stopped.
 struct Progress {
     Phase phase;    // that had to be done first
     int32_t picks;  // so many have been made
     int32_t pick;   // the last of them, which the others have yet to absorb,
     float score;    // and its score
-    float kept;     // what the model carries on
+    float kept;     // what the rule state carries on
 };
 
-// What the blocks of a sample tell one another.
-struct Desk {
+// What the CTAs of a sample tell one another.
+struct GroupState {
     Progress progress;
-    int32_t panel[kTile];  // tokens whose rows are in the panel; -1: none
+    int32_t panel[kPanelRows];  // tokens whose rows are in the panel; -1: none
 };
 
-IDSEL_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr IDSEL_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr IDSEL_HD int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 IDSEL_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 IDSEL_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Tiles on and above the diagonal; on it alone for a rule that asks only whether tokens are finite.
 IDSEL_HD int64_t tiles_of(int64_t n, bool diagonal_only) {
-    const int64_t side = ceil_div(n, kTile);
-    return diagonal_only ? side : side * (side + 1) / 2;
+    const int64_t tiles = ceil_div(n, kTile);
+    return diagonal_only ? tiles : tiles * (tiles + 1) / 2;
 }
 
-// Of N and D only: a sample's bits must not depend on its batch mates.
-IDSEL_HD int64_t splits_of(int64_t tiles, int64_t dim) {
-    const int64_t wanted = tiles > 0 ? ceil_div(kSplitTarget, tiles) : 1;
-    return larger(1, smaller(wanted, dim / kShortestPart));
-}
+IDSEL_HD int k_tiles_of(int dim) { return (dim - 1) / kKTile + 1; }
 
-struct KernelArgs {
-    const void* features;
-    int64_t dim;
-    int64_t features_batch_stride;
-    int64_t features_token_stride;
-    int64_t tokens;     // N of every sample, or T
-    int32_t wide_rows;  // rows can be read 16 bytes at a time
+// Of D alone: a sample's bits depend neither on its batch mates nor on the tiles.
+IDSEL_HD int groups_of(int dim) { return k_tiles_of(dim) >= kKTilesOfTwoGroups ? kMaxGroups : 1; }
 
+// What the loop over picks needs of a call.
+struct PickArgs {
     const float* importance;
     int64_t importance_batch_stride;
     int64_t importance_token_stride;
@@ -116,35 +106,51 @@ struct KernelArgs {
     int64_t mask_token_stride;
     const int32_t* cu_seqlens;
 
-    int64_t first_sample;  // of this launch
-    int32_t samples;
-    int32_t same_k;  // k[0] is everybody's
-    int32_t k[kMaxSamples];
     int64_t k_max;
     int64_t* indices;
     float* scores;
     int32_t sort;
-
     int32_t rule_id;
-    int32_t diagonal_only;
     alignas(8) unsigned char rule[kRuleBytes];  // the functor
 
-    // Workspace. `rows` are the tokens of this launch; a ragged sample has the rows and the history of its own tokens.
-    float* gram;     // (rows, gram_width) dot products; a sample of more tokens than that has a panel (kTile, n) there
+    // Workspace. `rows` are the tokens of this launch, each sample's padded to a multiple of four; a sample has the
+    // rows and the history of its own tokens.
+    float* gram;     // (rows, gram_width) weights; a sample of more tokens than that has a panel (kPanelRows, n) there
     float* square;   // (rows,) squared norms
-    float* numbers;  // (kTokenNumbers, rows), where a sample does not fit shared memory
+    float* runs;     // (rows, run_depth) sums or maxima over kRun similarities, for rules that begin with one
+    float* numbers;  // (kTokenNumbers, rows), for samples that do not fit registers
     Tier* tier;      // (rows,), likewise
     float* history;  // (rows, history_depth)
-    float* partial;  // (samples, partial_tiles, kTileNumbers) sums of the parts of D
-    float* scratch;  // (kCrewBlocks, kTileNumbers) the same of a block's tile, where parts are no items of their own
-    Desk* desks;     // (samples,), where samples are worked on in phases
+    GroupState* group_states;  // (samples,), where samples are worked on in panels
     int64_t rows;
     int64_t gram_width;
+    int64_t run_depth;
     int64_t history_depth;
-    int64_t partial_tiles;
+    int64_t shared_history;  // numbers of the history that fit shared memory
 
-    int32_t* counters;  // (samples, kCountersPerSample)
-    int32_t crew;       // blocks of each sample, where it is worked on in phases
+    unsigned long long* similarities_read;  // (batch,) or null
+};
+
+struct KernelArgs : PickArgs {
+    const void* features;
+    int32_t dim;
+    int32_t wide_rows;  // rows can be read 16 bytes at a time, by offsets of 32 bits
+    int64_t features_batch_stride;
+    int64_t features_token_stride;
+    int64_t tokens;  // N of every sample, or T
+    int32_t diagonal_only;
+
+    int64_t first_sample;  // of this launch
+    int32_t samples;
+    int32_t same_k;  // k[0] is everybody's
+    int32_t k[kMaxSamples];
+
+    // How tiles are shared out.
+    int32_t cluster;     // CTAs that share a work tile, one for each group of D; 1: every CTA has work tiles of its own
+    int32_t persistent;  // a CTA takes one work tile after another
+    int32_t group;       // CTAs of each sample, where it is worked on in panels
+
+    int32_t* counters;
 };
 
 }  // namespace idsel::cuda

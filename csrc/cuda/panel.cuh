@@ -1,10 +1,9 @@
-// Samples whose Gram is too large: a panel is the dot products of kTile tokens with all, and the loop stays on it as
-// long as the best token has its row there. A panel is made of the tiles of the Gram, so its numbers have the same
-// bits.
+// Samples whose Gram is too large: a panel is the weights of kPanelRows tokens for all, and the loop stays on it as
+// long as the best token has its row there. Its numbers have the bits of the Gram's.
 #pragma once
 
-#include "cuda/gram_tile.cuh"
-#include "cuda/greedy_loop.cuh"
+#include "cuda/gram_epilogue.cuh"
+#include "cuda/token_state.cuh"
 
 namespace idsel::cuda {
 
@@ -12,121 +11,130 @@ namespace idsel::cuda {
 // some that it has; picks do not depend on what else is in the panel of a pick.
 constexpr int kOffers = 4;
 
-IDSEL_DEVICE float* panel_of(const KernelArgs& args, const Sample& sample) {
+IDSEL_DEVICE GroupState& group_state(const PickArgs& args, const Sample& sample) {
+    return args.group_states[sample.local];
+}
+IDSEL_DEVICE float* panel_of(const PickArgs& args, const Sample& sample) {
     return args.gram + sample.row * args.gram_width;
 }
+IDSEL_DEVICE int64_t panel_pitch(const Sample& sample) { return round_up(sample.n, 4); }
 
 // The row of a token in the panel, -1 where it has none. By whole warps.
-IDSEL_DEVICE int panel_row(const Desk& desk, int token) {
-    uint64_t found = 0;
+IDSEL_DEVICE int panel_row(const GroupState& state, int token) {
+    uint32_t found = 0;
     IDSEL_UNROLL
-    for (int row = port::thread() % 32; row < kTile; row += 32) {
-        if (desk.panel[row] == token) found = static_cast<uint64_t>(row) + 1;
+    for (int row = arch::lane(); row < kPanelRows; row += 32) {
+        if (state.panel[row] == token) found = static_cast<uint32_t>(row) + 1;
     }
-    return static_cast<int>(port::warp_max(found)) - 1;
+    return static_cast<int>(arch::redux_max(found)) - 1;
 }
 
-// A pick and the tokens that rank highest after it. `keys` are (kOffers * kBlockThreads,), in shared memory.
-IDSEL_DEVICE void choose_panel(const Loop& loop, int pick, uint64_t* keys) {
-    Desk& desk = loop.desk();
+// A pick and the tokens that rank highest after it. `offers` are (kOffers * kCtaThreads,), in shared memory.
+IDSEL_DEVICE void choose_panel(Context& context, MemoryTokens& tokens, int pick, uint64_t* offers) {
+    GroupState& state = group_state(context.args, context.sample);
     uint64_t below = ~uint64_t{0};
     IDSEL_UNROLL_BY(1)
     for (int offer = 0; offer < kOffers; ++offer) {
         uint64_t best = 0;
-        IDSEL_UNROLL_BY(1)
-        for (int j = port::thread(); j < loop.n(); j += kBlockThreads) {
-            const uint64_t rank = rank_of(loop, j);
+        tokens.for_each([&](int slot, int j) {
+            if (!tokens.competes(slot)) return;
+            const uint32_t key = tokens.key(slot);  // one without a priority may get one
+            const uint64_t rank = ranked(key == 0 ? 1 : key, j);
             if (rank < below && rank > best) best = rank;
-        }
-        keys[offer * kBlockThreads + port::thread()] = below = best;
+        });
+        offers[offer * kCtaThreads + arch::thread()] = below = best;
     }
-    port::barrier();  // all offers are there, and nobody looks for a row in the panel before
-    if (port::thread() < kTile) desk.panel[port::thread()] = port::thread() == 0 ? pick : -1;
-    port::barrier();
+    arch::cta_sync();  // all offers are there, and nobody looks for a row in the panel before
+    if (arch::thread() < kPanelRows) state.panel[arch::thread()] = arch::thread() == 0 ? pick : -1;
+    arch::cta_sync();
     IDSEL_UNROLL_BY(1)
     for (int offer = 0; offer < kOffers; ++offer) {
-        const uint64_t mine = keys[offer * kBlockThreads + port::thread()];
+        const uint64_t mine = offers[offer * kCtaThreads + arch::thread()];
         int higher = 0;
-        for (int other = 0; other < kOffers * kBlockThreads; ++other) higher += keys[other] > mine ? 1 : 0;
-        if (mine != 0 && higher + 1 < kTile) desk.panel[higher + 1] = index_of(mine);
+        for (int other = 0; other < kOffers * kCtaThreads; ++other) higher += offers[other] > mine ? 1 : 0;
+        if (mine != 0 && higher + 1 < kPanelRows) state.panel[higher + 1] = index_of(mine);
     }
 }
 
-// Lists the rows of a tile: 64 neighbours, or those of the panel.
-IDSEL_DEVICE void list_tile(const Sample& sample, int tile, int32_t* list) {
-    if (port::thread() >= kTile) return;
-    const int64_t token = static_cast<int64_t>(tile) * kTile + port::thread();
-    list[port::thread()] = token < sample.n ? static_cast<int32_t>(token) : -1;
-}
-IDSEL_DEVICE void list_panel(const Desk& desk, int32_t* list) {
-    if (port::thread() < kTile) list[port::thread()] = desk.panel[port::thread()];
+template <class... R>
+IDSEL_DEVICE float weight_by_id(const PickArgs& args, float c, RuleList<R...>) {
+    float weight = c;
+    ((R::kId == args.rule_id ? (weight = weight_of(*reinterpret_cast<const R*>(args.rule), c), true) : false) || ...);
+    return weight;
 }
 
-// The products of the rows listed in Control with a tile of columns, over all of D. Parts of D are added up in their
-// order, as add_parts does it: in the workspace, because registers are scarce here and parts are rare.
-template <class T>
-IDSEL_DEVICE void multiply_listed(const KernelArgs& args, const Sample& sample, Control* control, int column, bool same,
-                                  unsigned char* shared, float (&sums)[kPerThread]) {
-    const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, control->rows,
-                             args.wide_rows != 0};
-    const Rows<T> columns = rows_of<T>(args, sample, column);
-    for (int part = 0; part < sample.splits; ++part) {
-        port::barrier();  // the list is there; nobody uses the operands of an earlier part
+// Rows of the panel for a tile of columns.
+struct PanelSink {
+    const KernelArgs& args;
+    const Sample& sample;
+    const int32_t* list;  // tokens of the rows, in shared memory
+    float* scale;
+    const int* column;  // tile, in shared memory
+
+    IDSEL_DEVICE void norms(int line, float square) { scale[line] = scale_of(square); }
+    IDSEL_DEVICE void quad(int slab, int slab_place, int in_tile, const Float4& dots) {
+        const int row = slab_row(slab, slab_place), j = *column * kTile + in_tile;
+        Float4 weights;
         IDSEL_UNROLL
-        for (int at = 0; at < kPerThread; ++at) sums[at] = 0.0f;
-        multiply_rows<T>(args, sample, rows, columns, same, part, shared, sums);
-        if (sample.splits == 1) return;
-        float* total = args.scratch + port::block() * kTileNumbers + port::thread();
-        IDSEL_UNROLL
-        for (int at = 0; at < kPerThread; ++at) {
-            sums[at] = (part == 0 ? 0.0f : total[at * kBlockThreads]) + sums[at];
-            total[at * kBlockThreads] = sums[at];
+        for (int e = 0; e < 4; ++e) {
+            const float c = similarity(dots.v[e], scale[row], scale[kTile + in_tile + e], list[row] == j + e);
+            weights.v[e] = weight_by_id(args, c, AllRules{});
+        }
+        const int64_t pitch = panel_pitch(sample);
+        if (list[row] < 0 || j >= pitch) return;
+        arch::st_16(reinterpret_cast<Float4*>(panel_of(args, sample) + row * pitch + j), weights);
+    }
+};
+
+// What a tile says of the nearest other token of its rows and of its columns. Maxima do not depend on an order.
+struct NearestStore {
+    static constexpr bool kKeepsNothing = false;
+    static constexpr bool kCounts = true;
+
+    const KernelArgs& args;
+    const Sample& sample;
+    uint32_t* nearest;
+
+    IDSEL_DEVICE float weight(float c) const { return c; }
+    IDSEL_DEVICE void store(int i, int j, const Float4& weights, const bool* counts) const {
+        const float run = run_of<Pairs::kNearest>(weights, counts, i - j);
+        if (i < sample.n && j % kRun == 0) arch::red_max(nearest + i, order_of(run));
+    }
+};
+
+// What becomes of a tile depends on the phase: one function, since each would hold registers of the others.
+struct PhaseSink {
+    Phase phase;
+    MirroredSink<NearestStore> of_sample;  // norms and nearest others
+    PanelSink of_panel;
+
+    IDSEL_DEVICE void norms(int line, float square) {
+        if (phase == Phase::kPanel) {
+            of_panel.norms(line, square);
+        } else {
+            of_sample.norms(line, square);
         }
     }
-}
+    IDSEL_DEVICE void quad(int slab, int row, int column, const Float4& dots) {
+        if (phase == Phase::kPanel) {
+            of_panel.quad(slab, row, column, dots);
+        } else if (phase == Phase::kNearest) {
+            of_sample.quad(slab, row, column, dots);
+        }
+    }
+};
 
+// A tile of a phase; `list` are the tokens of its rows, `index` is where it lies.
 template <class T>
-IDSEL_DEVICE void store_panel(const KernelArgs& args, const Sample& sample, const int32_t* list, int column,
-                              const float (&sums)[kPerThread]) {
-    float* panel = panel_of(args, sample);
-    IDSEL_UNROLL
-    for (int at = 0; at < kPerThread; ++at) {
-        const Place place = TileProduct<T>::place(at);
-        const int64_t j = static_cast<int64_t>(column) * kTile + place.column;
-        if (list[place.row] >= 0 && j < sample.n) panel[int64_t{place.row} * sample.n + j] = sums[at];
-    }
-}
-
-// What a tile says of the nearest other token of its rows and of its columns. Maxima do not depend on an order. Half a
-// line each to 256 threads; `tile` is in shared memory, in rows of kTile + 1.
-IDSEL_DEVICE void raise_nearest(const Loop& loop, Place place, const float* tile) {
-    const int line = port::thread() % kTile, half = port::thread() / (2 * kTile) * (kTile / 2);
-    const bool by_column = port::thread() / kTile % 2 != 0, diagonal = place.row == place.column;
-    const int mine = (by_column ? place.column : place.row) * kTile + line;
-    if (mine >= loop.n() || (diagonal && by_column)) return;
-    float nearest = -INFINITY;
-    IDSEL_UNROLL_BY(1)
-    for (int at = half; at < half + kTile / 2; ++at) {
-        const int other = (by_column ? place.row : place.column) * kTile + at;
-        if (other >= loop.n() || other == mine || !loop.competes(other)) continue;
-        // Of a tile on the diagonal, the half above it, as in the Gram.
-        const bool turned = by_column || (diagonal && at < line);
-        const float dot = turned ? tile[at * (kTile + 1) + line] : tile[line * (kTile + 1) + at];
-        nearest = fmaxf(nearest, cosine(dot, loop.tokens.scale[other], loop.tokens.scale[mine]));
-    }
-    port::raise(nearest_of(loop) + mine, order_of(nearest));
-}
-
-template <class T>
-IDSEL_DEVICE void find_nearest_in_tile(const Loop& loop, Place place, const float (&sums)[kPerThread], float* tile) {
-    port::barrier();  // nobody uses the operands any more
-    IDSEL_UNROLL
-    for (int at = 0; at < kPerThread; ++at) {
-        const Place here = TileProduct<T>::place(at);
-        tile[here.row * (kTile + 1) + here.column] = sums[at];
-    }
-    port::barrier();
-    raise_nearest(loop, place, tile);
+IDSEL_DEVICE void phase_tile(const KernelArgs& args, const Sample& sample, Phase phase, const TileIndex& index,
+                             const int32_t* list, TileBuffers* buffers) {
+    const NearestStore store{args, sample, MemoryTokens(args, sample).nearest()};
+    PhaseSink sink{phase, {store, index, buffers}, {args, sample, list, buffers->scale, &index.column}};
+    const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, list};
+    gram_tile<T>(args, rows, rows_of<T>(args, sample, index.column), ClusterRole{false}, buffers, sink);
+    if (phase != Phase::kNearest) return;
+    arch::cta_sync();
+    for (int slab = 0; slab < 2; ++slab) sink.of_sample.mirror(slab, arch::thread());
 }
 
 }  // namespace idsel::cuda

@@ -11,24 +11,31 @@ struct HardSuppress : TokenRule {
     static constexpr int kId = 3;
     static constexpr const char* kName = "HardSuppress";
     static constexpr int kParamCount = 4;
+    static constexpr bool kHasCells = true;
     static constexpr const char* kParams[kParamCount] = {"threshold", "height", "width", "radius"};
 
     float threshold;
-    long long width;  // 0: no grid
-    long long radius;
+    int width;   // of the grid; 0: there is none
+    int radius;  // -1 where there is no grid: no distance is within it
 
     static HardSuppress from_params(const double* params) {
-        return {
-            {}, static_cast<float>(params[0]), static_cast<long long>(params[2]), static_cast<long long>(params[3])};
+        const int width = static_cast<int>(fmin(params[2], 0x1p30));
+        return {{}, static_cast<float>(params[0]), width, width == 0 ? -1 : static_cast<int>(fmin(params[3], 0x1p29))};
     }
 
     IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const {
         return c > threshold ? -INFINITY : state;
     }
-    IDSEL_HD bool suppresses_place(long long i, long long j) const {
-        if (width == 0) return false;
-        const long long rows = i / width - j / width, columns = i % width - j % width;
-        return rows <= radius && -rows <= radius && columns <= radius && -columns <= radius;
+    IDSEL_HD Cell cell(int j) const {
+        if (width == 0) return {0, 0};
+        const auto row = static_cast<int>(static_cast<unsigned>(j) / static_cast<unsigned>(width));
+        return {row, j - row * width};
+    }
+    IDSEL_HD bool suppresses(Cell pick, Cell other) const {
+        const auto near = [&](int a, int b) {
+            return static_cast<unsigned>(a - b + radius) <= 2 * static_cast<unsigned>(radius);
+        };
+        return near(pick.row, other.row) && near(pick.column, other.column);
     }
     IDSEL_HD bool settled(float state) const { return state == -INFINITY; }
 };

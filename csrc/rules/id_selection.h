@@ -22,9 +22,12 @@ struct IDSelection : TokenRule {
 
     // The floor holds from the first pick on.
     IDSEL_HD float untouched(float importance) const { return fmaxf(floor, importance); }
-    IDSEL_HD float absorb(float state, float c, float pick_priority) const {
+    IDSEL_HD float weight(float c) const {
         const float distance = fmaxf(0.0f, 1.0f - c);
-        return fmaxf(floor, state - expf(-gamma * (distance * distance)) * pick_priority);
+        return expf(-gamma * (distance * distance));
+    }
+    IDSEL_HD float absorb(float state, float weight, float pick_priority) const {
+        return fmaxf(floor, state - weight * pick_priority);
     }
     IDSEL_HD bool settled(float state) const { return state <= floor; }
     IDSEL_HD bool inert(float pick_priority) const { return pick_priority == 0.0f; }

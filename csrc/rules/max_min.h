@@ -10,6 +10,7 @@ namespace idsel {
 struct MaxMin : TokenRule {
     static constexpr int kId = 2;
     static constexpr const char* kName = "MaxMin";
+    static constexpr bool kMayNeedNearest = true;
     static constexpr int kParamCount = 1;
     static constexpr const char* kParams[kParamCount] = {"start"};
 

@@ -15,11 +15,13 @@ struct MMR : TokenRule {
 
     float lam;
     float one_minus_lam;
-    long long parallel_k;
+    int parallel_k;  // at least 1
 
     static MMR from_params(const double* params) {
-        return {
-            {}, static_cast<float>(params[0]), static_cast<float>(1.0 - params[0]), static_cast<long long>(params[1])};
+        return {{},
+                static_cast<float>(params[0]),
+                static_cast<float>(1.0 - params[0]),
+                static_cast<int>(fmin(params[1], 0x1p30))};
     }
 
     // State: the largest similarity to a pick. None lies below -1, so -1 stands for "no pick yet".
@@ -27,7 +29,9 @@ struct MMR : TokenRule {
     IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return fmaxf(state, c); }
     IDSEL_HD float priority(float state, float importance) const { return lam * importance - one_minus_lam * state; }
     IDSEL_HD bool settled(float state) const { return state >= 1.0f; }
-    IDSEL_HD long long visible(long long picks) const { return picks - picks % parallel_k; }
+    IDSEL_HD int visible(int picks) const {
+        return picks - static_cast<int>(static_cast<unsigned>(picks) % static_cast<unsigned>(parallel_k));
+    }
 };
 
 }  // namespace idsel

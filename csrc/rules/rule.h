@@ -38,11 +38,15 @@ constexpr const char* name_of(State state) {
 // Traits, which need not be stated where the default below holds:
 //   State kState              what the loop carries
 //   bool kNeedsSimilarities   false: no pick changes a priority, so that no two tokens are compared
+//   bool kMayNeedNearest      false: needs_nearest() never holds
+//   bool kHasCells            false: where tokens lie never matters
 //   bool needs_nearest()      whether its first priorities need the similarities of all pairs of tokens
 // clang-format on
 struct Rule {
     static constexpr State kState = State::kToken;
     static constexpr bool kNeedsSimilarities = true;
+    static constexpr bool kMayNeedNearest = false;
+    static constexpr bool kHasCells = false;
     static constexpr int kParamCount = 0;
     static constexpr const char* const* kParams = nullptr;
 
@@ -58,10 +62,13 @@ struct Rule {
 //   float untouched(importance)         the state before the first pick is absorbed, unless that pick raises(). It may
 //                                       differ from start(): the first pick of MMR and MaxMin is ranked by another
 //                                       quantity. Its priority bounds all that follow
-//   float absorb(state, c, priority)    the state after a pick of this priority, to which the token has similarity c
+//   float weight(c)                     what a similarity to a pick means, as far as it does not depend on the pick
+//   float absorb(state, weight, priority)  the state after a pick of this priority, given the weight of the token's
+//                                       similarity to it
 //   float priority(state, importance)   from the state, once a pick counts
-//   bool suppresses_place(i, j)         whether picking i takes its priority from j for where they lie: the state of j is
-//                                       then -inf, which priority() and absorb() have to keep
+//   Cell cell(j)                        where a token lies
+//   bool suppresses(cell, other)        whether a pick takes its priority from another token for where they lie: its state
+//                                       is then -inf, which priority() and absorb() have to keep
 // What lets an engine leave work out. A wrong answer gives wrong picks: each needs the proof that docs/cpu_engine.md has
 // under "The bound of each rule". The defaults are safe for any rule whose priorities never rise:
 //   bool settled(state)                 no later pick can change this state, as long as none raises()
@@ -69,20 +76,26 @@ struct Rule {
 //                                       is not asked of the first pick, which brings states from start() to untouched()
 //   bool raises(priority)               a pick of this priority may raise the priority of a token: an old one is then no
 //                                       upper bound any more. Not together with given_start()
-//   long long visible(picks)            how many of the picks made so far the priorities take into account: all, or as
+//   int visible(picks)                  how many of the picks made so far the priorities take into account: all, or as
 //                                       many as when it last was all. Not together with inert()
 // clang-format on
+struct Cell {
+    int row, column;
+};
+
 struct TokenRule : Rule {
     IDSEL_HD float start(float importance, float /*nearest*/) const { return importance; }
     IDSEL_HD long long given_start() const { return -1; }
     IDSEL_HD float untouched(float importance) const { return importance; }
     IDSEL_HD float priority(float state, float /*importance*/) const { return state; }
-    IDSEL_HD bool suppresses_place(long long /*i*/, long long /*j*/) const { return false; }
+    IDSEL_HD float weight(float c) const { return c; }
+    IDSEL_HD Cell cell(int /*j*/) const { return {0, 0}; }
+    IDSEL_HD bool suppresses(Cell /*pick*/, Cell /*other*/) const { return false; }
 
     IDSEL_HD bool settled(float /*state*/) const { return false; }
     IDSEL_HD bool inert(float /*pick_priority*/) const { return false; }
     IDSEL_HD bool raises(float /*pick_priority*/) const { return false; }
-    IDSEL_HD long long visible(long long picks) const { return picks; }
+    IDSEL_HD int visible(int picks) const { return picks; }
 };
 
 }  // namespace idsel

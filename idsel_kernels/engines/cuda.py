@@ -26,6 +26,8 @@ class CudaEngine:
     device_types: tuple[str, ...] = ("cuda",)
     # What the similarities of a sample may take before they are kept in panels.
     gram_budget_bytes = GRAM_BUDGET_BYTES
+    # (B,) int64 on the device, to which a call adds how many similarities its picks have read; for measurements.
+    similarities_read: torch.Tensor | None = None
 
     def __init__(self) -> None:
         self._counters = StreamCounters(torch.uint8)
@@ -53,7 +55,7 @@ class CudaEngine:
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
         if not problem.rule.needs_similarities:
-            return "one launch: norms, then one block per sample picks"
+            return "one launch: norms, then one CTA per sample picks"
         plan = self._plan_for(problem)
         assert isinstance(plan, dict), plan
         return _described(problem, plan)
@@ -76,6 +78,7 @@ class CudaEngine:
                 counters.data_ptr(),
                 stream,
                 self.gram_budget_bytes,
+                0 if self.similarities_read is None else self.similarities_read.data_ptr(),
             )
         return call.indices, call.scores
 
@@ -140,18 +143,16 @@ def _described(problem: Problem, plan: dict[str, Any]) -> str:
     """A plan of the library (`idsel_plan` in csrc/include/idsel/select.h) in words."""
     least, most = (_flops(flops) for flops in plan["flops"])
     arithmetic = "float32 arithmetic" if problem.dtype is torch.float32 else "tensor cores"
-    blocks = "several blocks per sample" if plan["in_phases"] else "one block per sample"
     if plan["algorithm"] == "gram":
         flops = "" if problem.ragged else f" ({most})"
-        each = f"{'read' if plan['in_phases'] else 'reads'} "
-        each += "the whole Gram per pick" if problem.rule.state is State.COVERAGE else "one row of it per pick"
-        work = f"the Gram by {arithmetic}{flops}, then {blocks} {each}"
+        rows = "rows of it, those whose gain could win," if problem.rule.state is State.COVERAGE else "one row of it"
+        work = f"the Gram by {arithmetic}{flops}, then one CTA per sample reads {rows} per pick"
     else:
         panels = "{} to {}".format(*plan["panels"])
         flops = "" if problem.ragged else f", {least} to {most}"
         longer = " of the samples whose Gram is too large" if problem.ragged else ""
         work = (
-            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and {blocks}, "
+            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and several CTAs, "
             f"as many as the picks call for ({panels}{flops})"
         )
     launches = "one launch" if plan["launches"] == 1 else f"{plan['launches']} launches"

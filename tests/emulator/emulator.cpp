@@ -20,11 +20,6 @@ constexpr size_t kExchangeBytes = 32;
 
 enum class Wait { kNothing, kOthers, kBarrier, kExchange, kEnded };
 
-struct Copy {
-    void* to;
-    const void* from;
-};
-
 struct Block;
 
 struct Thread {
@@ -34,7 +29,7 @@ struct Thread {
     Wait wait = Wait::kNothing;
     int line = 0;
     int exchanges = 0;
-    std::vector<std::vector<Copy>> copies;  // groups, the last one open
+    int64_t cluster_arrivals = 0;
 };
 
 struct Warp {
@@ -42,8 +37,16 @@ struct Warp {
     int arrived = 0;
 };
 
+// Blocks that run together, and may reach one another's shared memory.
+struct Cluster {
+    std::vector<Block*> blocks;
+    int64_t arrivals = 0;  // of threads
+};
+
 struct Block {
     int64_t index = 0;
+    std::shared_ptr<Cluster> cluster;
+    bool begun = false;
     std::unique_ptr<unsigned char[]> shared;
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<Warp> warps;
@@ -57,6 +60,7 @@ struct Grid {
     const std::function<void()>* body;
     int64_t size;
     int shared_bytes;
+    int cluster;
     std::mt19937_64 random;
 };
 
@@ -68,14 +72,13 @@ uint64_t seed_of_launch() {
     return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
 }
 
-size_t blocks_at_once() {
+size_t clusters_at_once() {
     const char* given = std::getenv("IDSEL_EMULATOR_BLOCKS");
     return given != nullptr ? std::strtoull(given, nullptr, 10) : 3;
 }
 
 void run_body(void* argument) {
     auto* self = static_cast<Thread*>(argument);
-    self->copies.assign(1, {});
     (*grid->body)();
     self->wait = Wait::kEnded;
     ++self->block->ended;
@@ -83,8 +86,8 @@ void run_body(void* argument) {
 
 void start_block(Block& block, int64_t index) {
     block.index = index;
+    block.begun = false;
     block.shared.reset(new unsigned char[static_cast<size_t>(grid->shared_bytes)]);
-    std::memset(block.shared.get(), 0xff, static_cast<size_t>(grid->shared_bytes));
     block.at_barrier = block.ended = 0;
     block.in_vain = false;
     for (Warp& warp : block.warps) warp.arrived = 0;
@@ -92,6 +95,7 @@ void start_block(Block& block, int64_t index) {
     for (auto& thread : block.threads) {
         thread->wait = Wait::kNothing;
         thread->exchanges = 0;
+        thread->cluster_arrivals = 0;
         thread->fiber.start(run_body, thread.get());
     }
 }
@@ -107,6 +111,9 @@ enum class Turn { kNobody, kInVain, kProgress };
 // Lets every thread that can go on do so once.
 Turn advance(Block& block) {
     Turn turn = Turn::kNobody;
+    // What another block has written there before this one has begun is lost.
+    if (!block.begun) std::memset(block.shared.get(), 0xff, static_cast<size_t>(grid->shared_bytes));
+    block.begun = true;
     for (int index : block.order) {
         Thread& thread = *block.threads[static_cast<size_t>(index)];
         const Wait before = thread.wait;
@@ -160,7 +167,7 @@ void provide_blocks(int threads) {
     for (auto& block : pool) {
         if (block->threads.size() != static_cast<size_t>(threads)) block.reset();
     }
-    pool.resize(blocks_at_once());
+    pool.resize(clusters_at_once() * static_cast<size_t>(grid->cluster));
     for (auto& block : pool) {
         if (block) continue;
         block = std::make_unique<Block>();
@@ -186,15 +193,22 @@ std::string failure_of(Block& block) {
     return block.ended == threads ? std::string() : stuck(block);
 }
 
-std::string run_blocks(std::vector<int64_t> order) {
+// Of `order`, the indices of clusters.
+std::string run_clusters(std::vector<int64_t> order) {
     std::shuffle(order.begin(), order.end(), grid->random);
     std::vector<Block*> idle, busy;
     for (auto& block : pool) idle.push_back(block.get());
     while (!order.empty() || !busy.empty()) {
-        while (!order.empty() && !idle.empty()) {
-            start_block(*idle.back(), order.back());
-            busy.push_back(idle.back());
-            idle.pop_back();
+        while (!order.empty() && idle.size() >= static_cast<size_t>(grid->cluster)) {
+            const auto cluster = std::make_shared<Cluster>();
+            for (int rank = 0; rank < grid->cluster; ++rank) {
+                Block* block = idle.back();
+                idle.pop_back();
+                start_block(*block, order.back() * grid->cluster + rank);
+                block->cluster = cluster;
+                cluster->blocks.push_back(block);
+                busy.push_back(block);
+            }
             order.pop_back();
         }
         const size_t at = grid->random() % busy.size();
@@ -227,6 +241,7 @@ thread_local std::string message;
 int thread() { return running->index; }
 int64_t block() { return running->block->index; }
 int64_t blocks() { return grid->size; }
+int threads() { return static_cast<int>(running->block->threads.size()); }
 unsigned char* shared_memory() { return running->block->shared.get(); }
 
 void barrier(int line) {
@@ -256,6 +271,23 @@ const void* exchange(const void* mine, size_t bytes, int line) {
     return slots;
 }
 
+void cluster_arrive() {
+    ++running->cluster_arrivals;
+    ++running->block->cluster->arrivals;
+}
+
+void cluster_wait() {
+    const Cluster& cluster = *running->block->cluster;
+    const auto all = static_cast<int64_t>(cluster.blocks.size()) * threads();
+    while (cluster.arrivals < running->cluster_arrivals * all) rest();
+}
+
+void* shared_of(int rank, const void* mine) {
+    const Block& self = *running->block;
+    const auto offset = static_cast<const unsigned char*>(mine) - self.shared.get();
+    return self.cluster->blocks[static_cast<size_t>(rank)]->shared.get() + offset;
+}
+
 void yield() { running->fiber.pause(); }
 
 void rest() {
@@ -263,26 +295,14 @@ void rest() {
     running->fiber.pause();
 }
 
-void copy_async(void* to, const void* from) { running->copies.back().push_back({to, from}); }
-
-void copies_commit() { running->copies.emplace_back(); }
-
-void copies_done(int pending) {
-    auto& groups = running->copies;
-    while (static_cast<int>(groups.size()) - 1 > pending) {
-        for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
-        groups.erase(groups.begin());
-    }
-}
-
-const char* launch(const std::function<void()>& body, int64_t size, int threads, int shared_bytes) {
+const char* launch(const std::function<void()>& body, int64_t size, int threads, int shared_bytes, int cluster) {
     const uint64_t seed = seed_of_launch();
-    Grid mine{&body, size, shared_bytes, std::mt19937_64(seed)};
+    Grid mine{&body, size, shared_bytes, cluster, std::mt19937_64(seed)};
     grid = &mine;
     provide_blocks(threads);
-    std::vector<int64_t> order(static_cast<size_t>(size));
+    std::vector<int64_t> order(static_cast<size_t>(size / cluster));
     std::iota(order.begin(), order.end(), 0);
-    const std::string failure = run_blocks(std::move(order));
+    const std::string failure = run_clusters(std::move(order));
     grid = nullptr;
     if (failure.empty()) return nullptr;
     pool.clear();  // its fibers are in the middle of something

@@ -4,9 +4,9 @@
 #include <string>
 
 #include "calls.h"
-#include "cuda/port.cuh"
+#include "cuda/arch.cuh"
 // After it, which defines what this needs.
-#include "cuda/older.cuh"
+#include "cuda/sm75_fallback.cuh"
 
 namespace {
 
@@ -71,21 +71,37 @@ void test_hurting(int32_t dtype, int64_t batch, int64_t n, int64_t dim, int64_t 
     for (const Rule& rule : rules(n)) run_on_both(call, rule, false);
 }
 
-// More tokens than one block finds the gains of.
-void test_coverage_in_phases() {
+// More tokens than threads.
+void test_several_tokens_a_thread() {
     Call call = make_call(1, 2, 260, 16, 5, IDSEL_FLOAT32, false);
     make_exact(call);
-    for (const Rule& rule : rules(260)) {
-        if (rule.id == 5) run_on_both(call, rule, exact(rule));
+    for (const Rule& rule : rules(260)) run_on_both(call, rule, exact(rule));
+}
+
+// A tile shared out in a cluster, and by one CTA alone.
+void test_clusters(int32_t dtype, int64_t dim) {
+    const Call call = make_call(11, 1, 70, dim, 9, dtype, false);
+    for (const Rule& rule : rules(70)) {
+        Call shared = call;
+        shared.args.device = IDSEL_CUDA;
+        shared.args.rule = rule.id;
+        shared.params = rule.params;
+        Call alone = shared;
+        setenv("IDSEL_EMULATOR_MULTIPROCESSORS", "100", 1);
+        run(shared);
+        setenv("IDSEL_EMULATOR_MULTIPROCESSORS", "1", 1);
+        run(alone);
+        unsetenv("IDSEL_EMULATOR_MULTIPROCESSORS");
+        CHECK(same(shared, alone));
     }
 }
 
 // What older GPUs do instead of an instruction, against the instruction.
-void test_older() {
+void test_fallbacks() {
     using namespace idsel;
-    const auto as_float = [](uint32_t bits) { return cuda::port::bits_float(bits); };
-    const auto shuffle = [](uint32_t value, int lane) { return cuda::port::shuffle(value, lane); };
-    const auto shuffle_xor = [](uint32_t value, int lanes) { return cuda::port::shuffle_xor(value, lanes); };
+    const auto as_float = [](uint32_t bits) { return cuda::arch::uint_as_float(bits); };
+    const auto shfl = [](uint32_t value, int lane) { return cuda::arch::shfl(value, lane); };
+    const auto shfl_xor = [](uint32_t value, int lanes) { return cuda::arch::shfl_xor(value, lanes); };
     const char* failure = emulator::launch(
         [&] {
             Random random(static_cast<uint64_t>(emulator::thread()));
@@ -94,12 +110,12 @@ void test_older() {
             };
             const uint32_t a[4] = {pair(), pair(), pair(), pair()}, b[2] = {pair(), pair()};
             float by_instruction[4] = {1, 2, 3, 4}, by_shuffles[4] = {1, 2, 3, 4};
-            cuda::port::multiply_add(cuda::BFloat16{}, by_instruction, a, b);
-            cuda::older::multiply_add(by_shuffles, a, b, emulator::thread() % 32, shuffle, as_float);
+            cuda::arch::mma_m16n8k16(cuda::BFloat16{}, by_instruction, a[0], a[1], a[2], a[3], b[0], b[1]);
+            cuda::sm75::mma_m16n8k16(by_shuffles, a, b, cuda::arch::lane(), shfl, as_float);
             CHECK(std::memcmp(by_instruction, by_shuffles, sizeof by_shuffles) == 0);
-            for (int shift : {0, 31, 63}) {
-                const uint64_t key = random.bits() >> shift;
-                CHECK(cuda::older::warp_max(key, shuffle_xor) == cuda::port::warp_max(key));
+            for (int shift : {0, 15, 31}) {
+                const auto key = static_cast<uint32_t>(random.bits()) >> shift;
+                CHECK(cuda::sm75::redux_max(key, shfl_xor) == cuda::arch::redux_max(key));
             }
         },
         2, 64, 0);
@@ -120,15 +136,19 @@ void test_ragged() {
 
 // With "quick": only what shows whether the machinery works.
 int main(int count, char** words) {
-    test_older();
+    test_fallbacks();
     test_exact(2, 70, 16, 8);
+    test_clusters(IDSEL_BFLOAT16, 300);
     if (count > 1 && std::string(words[1]) == "quick") return 0;
     test_hurting(IDSEL_FLOAT32, 3, 33, 8, 12);
-    test_hurting(IDSEL_BFLOAT16, 1, 9, 700, 9);  // D is split
+    test_clusters(IDSEL_FLOAT32, 257);
+    test_clusters(IDSEL_FLOAT16, 519);
+    test_exact(1, 70, 256, 8);
+    test_hurting(IDSEL_BFLOAT16, 1, 9, 700, 9);
     test_hurting(IDSEL_FLOAT16, 1, 9, 519, 4);
     test_hurting(IDSEL_FLOAT32, 1, 1, 1, 1);
     test_hurting(IDSEL_FLOAT32, 1, 0, 4, 3);
-    test_coverage_in_phases();
+    test_several_tokens_a_thread();
     test_ragged();
     std::printf("ok\n");
     return 0;

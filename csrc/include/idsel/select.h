@@ -13,10 +13,10 @@
 #endif
 
 /* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 4
+#define IDSEL_ABI 5
 
 /* What `counters` of a CUDA call has to hold. */
-#define IDSEL_COUNTERS_BYTES 135168
+#define IDSEL_COUNTERS_BYTES 4112
 
 /* The most bytes that the similarities of a sample take, unless the caller says otherwise: N = 16384. Beyond it a part
  * of them is kept at a time. */
@@ -114,6 +114,9 @@ typedef struct idsel_args {
     int64_t gram_budget;
 
     idsel_stats* stats; /* CPU: (B,), or NULL */
+
+    /* CUDA: (B,) on the device, or NULL. How many similarities the picks of a sample have read is added there. */
+    uint64_t* similarities_read;
 } idsel_args;
 
 /* Which dot products a CUDA call keeps. */
@@ -129,7 +132,6 @@ typedef enum idsel_algorithm {
 /* How a CUDA call would be done. */
 typedef struct idsel_plan {
     int32_t algorithm;  /* idsel_algorithm */
-    int32_t in_phases;  /* nonzero: between its picks, too, a sample has several blocks */
     int32_t panel_rows; /* of panels */
     int64_t launches;
     int64_t workspace_bytes;

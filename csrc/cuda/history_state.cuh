@@ -1,0 +1,71 @@
+// DPP: one number per token, and one per token and earlier pick.
+#pragma once
+
+#include "cuda/token_state.cuh"
+
+namespace idsel::cuda {
+
+class HistoryState {
+  public:
+    // `history` has the components of all tokens along each pick, a row of `pitch` numbers for each.
+    IDSEL_DEVICE HistoryState(const Context& context, float* history)
+        : rule_(*reinterpret_cast<const DPP*>(context.args.rule)),
+          history_(history),
+          pitch_(static_cast<int>(round_up(context.n(), 4))) {}
+
+    template <class Tokens, class Nearest>
+    IDSEL_DEVICE void start(Context& context, Tokens& tokens, Nearest&&) {
+        tokens.for_each([&](int i, int j) {
+            if (!tokens.competes(i)) return;
+            const bool has_direction = context.args.square[context.sample.row + j] > 0.0f;
+            tokens.state(i) = has_direction ? rule_.start(rule_.quality(tokens.importance(i))) : 0.0f;
+            tokens.key(i) = order_key(tokens.state(i));
+        });
+        const Best mine = best(context, tokens);
+        const uint32_t largest = key_of(cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token));
+        rank_floor_ = rule_.rank_floor(largest == 0 ? 0.0f : value_of(largest));
+        tokens.for_each([&](int i, int) {
+            if (tokens.competes(i)) tokens.key(i) = order_key(rule_.priority(tokens.state(i), rank_floor_));
+        });
+    }
+
+    template <class Tokens>
+    IDSEL_DEVICE Best best(Context&, Tokens& tokens) {
+        return best_of_thread(tokens, [&](int slot) { return tokens.key(slot); });
+    }
+    template <class Tokens>
+    IDSEL_DEVICE void after_first(Tokens&, float) {}
+    IDSEL_DEVICE bool changes(int, float) const { return true; }
+
+    template <class Tokens>
+    IDSEL_DEVICE void absorb(Context& context, Tokens& tokens, const Row& row, int picks, int pick, float score) {
+        const auto weights = tokens.load(row);
+        const float quality = rule_.quality(clamp_importance(importance_of(context.args, context.sample, pick)));
+        const int step = picks - 1;
+        float* mine = history_ + static_cast<int64_t>(step) * pitch_;
+        tokens.for_overlaps(history_, pitch_, step, pick, [&](int i, int j, float overlap) {
+            // Without a priority the picks span it, and for good.
+            if (tokens.key(i) != 0 && tokens.competes(i)) {
+                const float e =
+                    rule_.component(quality, weights.v[i], rule_.quality(tokens.importance(i)), overlap, score);
+                mine[j] = e;
+                tokens.state(i) = rule_.absorb(tokens.state(i), e);
+                tokens.key(i) = order_key(rule_.priority(tokens.state(i), rank_floor_));
+            } else {
+                tokens.key(i) = 0;
+            }
+        });
+    }
+
+    IDSEL_DEVICE bool needs_nearest() const { return false; }
+    IDSEL_DEVICE float kept() const { return rank_floor_; }
+    IDSEL_DEVICE void restore(float kept) { rank_floor_ = kept; }
+
+  private:
+    DPP rule_;
+    float* history_;
+    int pitch_;
+    float rank_floor_ = 0;
+};
+
+}  // namespace idsel::cuda

@@ -1,3 +1,0 @@
-#include "cuda/instance.cuh"
-
-IDSEL_INSTANCE(Half, kCoverage)

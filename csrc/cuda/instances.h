@@ -1,0 +1,31 @@
+// The kernels, compiled in a file for each rule, or type, under inst/.
+#pragma once
+
+#include "cuda/kernel_args.h"
+
+namespace idsel::cuda {
+
+using Kernel = void (*)(KernelArgs);
+
+// For features of a type (idsel_dtype).
+template <class Rule>
+Kernel gram_kernel_of(int32_t dtype);
+template <class T>
+Kernel panel_kernel_of();
+
+}  // namespace idsel::cuda
+
+#define IDSEL_GRAM_KERNEL(Rule)                  \
+    namespace idsel::cuda {                      \
+    template <>                                  \
+    Kernel gram_kernel_of<Rule>(int32_t dtype) { \
+        return gram_kernel_of_type<Rule>(dtype); \
+    }                                            \
+    }
+#define IDSEL_PANEL_KERNEL(T)     \
+    namespace idsel::cuda {       \
+    template <>                   \
+    Kernel panel_kernel_of<T>() { \
+        return panel_kernel<T>;   \
+    }                             \
+    }
