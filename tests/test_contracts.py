@@ -162,7 +162,7 @@ def test_files_in_comments_exist(path: Path) -> None:
 
 def test_a_file_that_is_gone_is_found(tmp_path: Path) -> None:
     native, python = tmp_path / "loop.cuh", tmp_path / "loop.py"
-    native.write_text('#include "gone.h"\n// As in cuda/port.cuh, not as in crew.cuh:\n/* nor in idsel/older.h */\n')
+    native.write_text('#include "gone.h"\n// As in cuda/arch.cuh, not as in crew.cuh:\n/* nor in idsel/older.h */\n')
     assert _missing_files(native) == ["crew.cuh", "idsel/older.h"]
     python.write_text('"""See docs/gone.md."""\nname = "gone.py"  # and README.md\n')
     assert _missing_files(python) == ["docs/gone.md"]

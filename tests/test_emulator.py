@@ -217,6 +217,9 @@ def test_an_installed_package_does_not_know_the_emulator() -> None:
 # --- Builds of their own ----------------------------------------------------------------------------------------------
 
 
+FAST = ("-DIDSEL_EMULATOR_UNITY=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")  # to build and run
+
+
 def _native_build(build: Path, *options: str) -> Path:
     """The native test program, built in `build` as `options` say."""
     emulated.run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DIDSEL_EMULATOR=ON", *options)
@@ -225,7 +228,7 @@ def _native_build(build: Path, *options: str) -> Path:
 
 
 def test_no_access_outside_memory_under_a_sanitizer(tmp_path: Path) -> None:
-    program = _native_build(tmp_path, "-DIDSEL_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    program = _native_build(tmp_path, "-DIDSEL_SANITIZE=address,undefined", *FAST)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -275,7 +278,7 @@ def test_mutation_is_caught(mutation: str, tmp_path_factory: pytest.TempPathFact
         text = text.replace(old, new)
     (sources / "cuda" / name).write_text(text)
     # One folder for all: only the device code is built again.
-    program = _native_build(folder / "build", f"-DIDSEL_EMULATOR_SOURCES={sources}", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
+    program = _native_build(folder / "build", f"-DIDSEL_EMULATOR_SOURCES={sources}", *FAST)
     done = subprocess.run([program, "quick"], capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 1, f"{mutation} went unnoticed"
     assert "test_emulated.cpp" in done.stderr or "calls.h" in done.stderr
