@@ -18,6 +18,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/sm75_fallback.cuh"
+#include "cuda/vector_types.h"
 
 // Compute capability 8.0 has redux and bfloat16 on tensor cores; 9.0 has clusters.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -32,25 +33,6 @@
 #endif
 
 namespace idsel::cuda {
-
-// Elements of the features as bits: only tensor cores compute with them.
-struct Half {
-    uint16_t bits;
-};
-struct BFloat16 {
-    uint16_t bits;
-};
-
-// 8 and 16 bytes that are loaded and stored at once.
-struct alignas(16) Float4 {
-    float v[4];
-};
-struct alignas(8) Float2 {
-    float v[2];
-};
-struct alignas(16) Word4 {
-    uint32_t v[4];
-};
 
 namespace arch {
 
@@ -195,6 +177,14 @@ IDSEL_DEVICE void st_8(Float2* to, const Float2& value) {
 
 // --- Tensor cores ----------------------------------------------------------------------------------------------------
 
+// Whether they multiply these elements, exactly and with sums in float32.
+template <class T>
+constexpr bool kTensorCoresTake = false;
+template <>
+constexpr bool kTensorCoresTake<Half> = true;
+template <>
+constexpr bool kTensorCoresTake<BFloat16> = IDSEL_SM80;
+
 // d (16, 8) += a (16, 16) * b (16, 8), shared out over the lanes of a warp as PTX lays down for mma.m16n8k16.
 IDSEL_DEVICE void mma_m16n8k16(Half, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                uint32_t b1) {
@@ -215,16 +205,10 @@ IDSEL_DEVICE void mma_m16n8k16(Half, float (&d)[4], uint32_t a0, uint32_t a1, ui
 }
 IDSEL_DEVICE void mma_m16n8k16(BFloat16, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                uint32_t b1) {
-#if IDSEL_SM80
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#else
-    sm75::mma_m16n8k16(
-        d, {a0, a1, a2, a3}, {b0, b1}, lane(), [](uint32_t v, int from) { return __shfl_sync(0xffffffffu, v, from); },
-        [](uint32_t bits) { return uint_as_float(bits); });
-#endif
 }
 
 // --- For launchers ---------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ IDSEL_DEVICE void store_tile(const Store& store, const TileIndex& tile, const Cl
     const auto rows = rows_of<T>(store.args, store.sample, tile.row);
     const auto columns = rows_of<T>(store.args, store.sample, tile.column);
     MirroredSink<Store> sink(store, tile, buffers);
-    gram_tile<T>(store.args, rows, columns, cluster, buffers, sink);
+    gram_tile<TileMath<T>>(store.args, rows, columns, cluster, buffers, sink);
     arch::cta_sync();
     const int thread = arch::thread_again();
     IDSEL_UNROLL_BY(1)

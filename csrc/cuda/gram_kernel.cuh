@@ -30,7 +30,8 @@ IDSEL_DEVICE Context context_of(int k) {
             reinterpret_cast<PickBuffers*>(after_state())};
 }
 
-// --- Pick loops, which are calls so that all kernels of a rule share them --------------------------------------------
+// --- Pick loops: calls, so that the registers of the tile and theirs do not add up
+// -------------------------------------
 
 template <class Rule, class Tokens>
 IDSEL_DEVICE void pick_with(Context& context, Tokens& tokens, float* cover) {
@@ -92,7 +93,7 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) gram_kernel(const IDSEL_GRID_
     static_assert(sizeof(Rule) <= kRuleBytes);
     SchedulerBuffers& buffers = cta_state().scheduler;
     TileScheduler scheduler(args, &buffers);
-    // For the pick loops, which are calls and cannot reach what a kernel has been launched with.
+    // For the pick loops, which as calls cannot reach what a kernel has been launched with.
     if (arch::thread() == kCtaThreads - 1) cta_state().pick_args = args;
     const WorkTile& work = buffers.work;
     for (bool some = scheduler.get_first_work(); some; some = scheduler.get_next_work()) {

@@ -77,7 +77,7 @@ struct ClusterRole {
 // The dot products of a tile, to `sink`: first sink.norms(line, squared norm) of the 2 * 64 rows and columns, by a
 // thread each, then, after a barrier, sink.quad(slab, row of it, column, dots), by all threads in step. Nobody may be
 // using the buffers.
-template <class T, class Rows, class Columns, class Sink>
+template <class Math, class Rows, class Columns, class Sink>
 IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Columns& columns,
                             const ClusterRole& cluster, TileBuffers* buffers, Sink& sink) {
     const int groups = groups_of(args.dim);
@@ -91,10 +91,10 @@ IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Colu
     for (int group = cluster.shares ? cluster.rank() : 0; group < groups; group += cluster.shares ? kMaxGroups : 1) {
         const bool is_first = cluster.shares || group == 0, is_last = cluster.shares || group == groups - 1;
         if (!is_first) arch::cta_sync();  // nobody reads what the group before left any more
-        TileMath<T> math;
+        Math math;
         const int of_group = group * kSlices + warp_slice(arch::thread());
-        mainloop<T>(math, rows, columns, slice_range(args.dim, of_group, groups), args.dim, args.wide_rows != 0,
-                    reinterpret_cast<Word4*>(buffers->parts[0]));
+        mainloop(math, rows, columns, slice_range(args.dim, of_group, groups), args.dim, args.wide_rows != 0,
+                 reinterpret_cast<Word4*>(buffers->parts[0]));
         // Where elements have been checked, others may still have some of them in the room of the slices.
         if (args.wide_rows == 0 || args.dim % kKTile != 0) arch::cta_sync();
         const int thread = arch::thread_again(), slice = warp_slice(thread), half = warp_half(thread);

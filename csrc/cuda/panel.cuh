@@ -131,7 +131,7 @@ IDSEL_DEVICE void phase_tile(const KernelArgs& args, const Sample& sample, Phase
     const NearestStore store{args, sample, MemoryTokens(args, sample).nearest()};
     PhaseSink sink{phase, {store, index, buffers}, {args, sample, list, buffers->scale, &index.column}};
     const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, list};
-    gram_tile<T>(args, rows, rows_of<T>(args, sample, index.column), ClusterRole{false}, buffers, sink);
+    gram_tile<TileMath<T>>(args, rows, rows_of<T>(args, sample, index.column), ClusterRole{false}, buffers, sink);
     if (phase != Phase::kNearest) return;
     arch::cta_sync();
     for (int slab = 0; slab < 2; ++slab) sink.of_sample.mirror(slab, arch::thread());

@@ -13,6 +13,8 @@
 // clang-format on
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/arch.cuh"
 #include "cuda/kernel_args.h"
 
@@ -52,10 +54,19 @@ IDSEL_DEVICE void add_norms(float (&norms)[4], const Word4& top, const Word4& bo
     arch::mma_m16n8k16(T{}, norms, 0u, bottom.v[half], 0u, bottom.v[half + 1], bottom.v[half], bottom.v[half + 1]);
 }
 
+// Two elements of 16 bits, of which `left` are there.
+template <class T>
+IDSEL_DEVICE uint32_t checked_pair(const T* from, int left) {
+    const uint32_t low = left > 0 ? arch::ld_global_nc_2(from) : 0u;
+    const uint32_t high = left > 1 ? arch::ld_global_nc_2(from + 1) : 0u;
+    return low | high << 16;
+}
+
 // float16 and bfloat16 on tensor cores. A lane's 8 elements are those of k-fragments 0 and 1 of two products.
 template <class T>
-class TileMath {
+class TensorCoreMath {
   public:
+    using Element = T;
     static constexpr int kRows = 4, kColumns = 8;  // pointers
     static constexpr int kStep = kKTile;
 
@@ -146,11 +157,7 @@ class TileMath {
     IDSEL_DEVICE static Word4 checked(const T* from, int left) {
         Word4 value;
         IDSEL_UNROLL
-        for (int pair = 0; pair < 4; ++pair) {
-            const uint32_t low = 2 * pair < left ? arch::ld_global_nc_2(from + 2 * pair) : 0u;
-            const uint32_t high = 2 * pair + 1 < left ? arch::ld_global_nc_2(from + 2 * pair + 1) : 0u;
-            value.v[pair] = low | high << 16;
-        }
+        for (int pair = 0; pair < 4; ++pair) value.v[pair] = checked_pair(from + 2 * pair, left - 2 * pair);
         return value;
     }
 
@@ -159,12 +166,21 @@ class TileMath {
     float column_norms_[2][4] = {};
 };
 
-// Float32 in IEEE arithmetic: lanes are laid out 4 x 8, each with every fourth row and every eighth column.
-template <>
-class TileMath<float> {
+// One of the elements in 8 bytes, as float32.
+IDSEL_DEVICE float widened(float, const Float2& elements, int at) { return elements.v[at]; }
+IDSEL_DEVICE float widened(BFloat16, const Float2& elements, int at) {
+    const uint32_t pair = arch::float_as_uint(elements.v[at / 2]);
+    return arch::uint_as_float(at % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+}
+
+// In IEEE float32 arithmetic: float32, and bfloat16 where tensor cores do not take it. Lanes are laid out 4 x 8, each
+// with every fourth row and every eighth column.
+template <class T>
+class FmaMath {
   public:
+    using Element = T;
     static constexpr int kRows = 8, kColumns = 8;
-    static constexpr int kStep = 2;
+    static constexpr int kStep = static_cast<int>(sizeof(Float2) / sizeof(T));
 
     struct Operands {
         Float2 rows[kRows], columns[kColumns];
@@ -183,28 +199,31 @@ class TileMath<float> {
     template <class Rows, class Columns>
     IDSEL_DEVICE void multiply_checked(const Rows& rows, const Columns& columns, int k, int dim, int thread,
                                        Word4* /*staging*/) {
-        const bool two = k + 1 < dim;
         Operands by;
         IDSEL_UNROLL
-        for (int at = 0; at < kRows; ++at) by.rows[at] = checked(row_of(rows, row(at, thread)) + k, two);
+        for (int at = 0; at < kRows; ++at) by.rows[at] = checked(row_of(rows, row(at, thread)) + k, dim - k);
         IDSEL_UNROLL
-        for (int at = 0; at < kColumns; ++at) by.columns[at] = checked(row_of(columns, column(at, thread)) + k, two);
+        for (int at = 0; at < kColumns; ++at) {
+            by.columns[at] = checked(row_of(columns, column(at, thread)) + k, dim - k);
+        }
         multiply(by);
     }
 
     IDSEL_DEVICE void multiply(const Operands& by) {
         IDSEL_UNROLL
-        for (int element = 0; element < 2; ++element) {
+        for (int element = 0; element < kStep; ++element) {
             IDSEL_UNROLL
             for (int m = 0; m < kRows; ++m) {
-                const float x = by.rows[m].v[element];
+                const float x = widened(T{}, by.rows[m], element);
                 row_norms_[m] = fmaf(x, x, row_norms_[m]);
                 IDSEL_UNROLL
-                for (int n = 0; n < kColumns; ++n) dots_[m][n] = fmaf(x, by.columns[n].v[element], dots_[m][n]);
+                for (int n = 0; n < kColumns; ++n) {
+                    dots_[m][n] = fmaf(x, widened(T{}, by.columns[n], element), dots_[m][n]);
+                }
             }
             IDSEL_UNROLL
             for (int n = 0; n < kColumns / 2; ++n) {
-                const float y = by.columns[n].v[element];
+                const float y = widened(T{}, by.columns[n], element);
                 column_norms_[n] = fmaf(y, y, column_norms_[n]);
             }
         }
@@ -234,12 +253,20 @@ class TileMath<float> {
     }
 
   private:
-    IDSEL_DEVICE static Float2 checked(const float* from, bool two) { return {from[0], two ? from[1] : 0.0f}; }
+    IDSEL_DEVICE static Float2 checked(const float* from, int left) { return {from[0], left > 1 ? from[1] : 0.0f}; }
+    IDSEL_DEVICE static Float2 checked(const BFloat16* from, int left) {
+        const uint32_t low = checked_pair(from, left), high = checked_pair(from + 2, left - 2);
+        return {arch::uint_as_float(low), arch::uint_as_float(high)};
+    }
 
     float dots_[kRows][kColumns] = {};
     float row_norms_[kRows] = {};
     float column_norms_[kColumns / 2] = {};
 };
+
+// How elements are multiplied on this architecture.
+template <class T>
+using TileMath = std::conditional_t<arch::kTensorCoresTake<T>, TensorCoreMath<T>, FmaMath<T>>;
 
 // The first k-tile of a slice, of those of all groups: a share of them, without a division.
 IDSEL_DEVICE int first_k_tile(int k_tiles, int slice, int groups) {
@@ -258,11 +285,10 @@ IDSEL_DEVICE SliceRange slice_range(int dim, int slice, int groups) {
 
 // Multiplies over a slice. The operands of a step are requested while those of the step before are multiplied.
 // `staging` is in shared memory, (4, kCtaThreads).
-template <class T, class Rows, class Columns>
-IDSEL_DEVICE void mainloop(TileMath<T>& math, const Rows& rows, const Columns& columns, SliceRange range, int dim,
-                           bool wide, Word4* staging) {
-    using Math = TileMath<T>;
-    constexpr int kStep = Math::kStep, kStepBytes = kStep * static_cast<int>(sizeof(T));
+template <class Math, class Rows, class Columns>
+IDSEL_DEVICE void mainloop(Math& math, const Rows& rows, const Columns& columns, SliceRange range, int dim, bool wide,
+                           Word4* staging) {
+    constexpr int kStep = Math::kStep, kStepBytes = kStep * static_cast<int>(sizeof(typename Math::Element));
     const int unchecked = wide ? (range.end - range.begin) / kStep : 0;
     typename Math::Operands even, odd;
     if (unchecked > 0) {

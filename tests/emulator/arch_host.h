@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cuda/vector_types.h"
 #include "emulator.h"
 
 #define IDSEL_GLOBAL
@@ -21,23 +22,6 @@
 #define IDSEL_UNROLL_BY(times)
 
 namespace idsel::cuda {
-
-struct Half {
-    uint16_t bits;
-};
-struct BFloat16 {
-    uint16_t bits;
-};
-
-struct alignas(16) Float4 {
-    float v[4];
-};
-struct alignas(8) Float2 {
-    float v[2];
-};
-struct alignas(16) Word4 {
-    uint32_t v[4];
-};
 
 namespace arch {
 
@@ -171,6 +155,13 @@ inline float widened(Half value) {
     const uint32_t wide = exponent == 31 ? 255u : exponent + 112u;
     return uint_as_float(sign | wide << 23 | mantissa << 13);
 }
+
+template <class T>
+constexpr bool kTensorCoresTake = false;
+template <>
+constexpr bool kTensorCoresTake<Half> = true;
+template <>
+constexpr bool kTensorCoresTake<BFloat16> = true;
 
 // What a lane holds of both operands of mma.m16n8k16: see "Matrix fragments for mma.m16n8k16" in the PTX manual.
 struct Fragments {

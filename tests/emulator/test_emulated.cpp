@@ -4,7 +4,7 @@
 #include <string>
 
 #include "calls.h"
-#include "cuda/arch.cuh"
+#include "cuda/gram_tile.cuh"
 // After it, which defines what this needs.
 #include "cuda/sm75_fallback.cuh"
 
@@ -97,22 +97,12 @@ void test_clusters(int32_t dtype, int64_t dim) {
 }
 
 // What older GPUs do instead of an instruction, against the instruction.
-void test_fallbacks() {
+void test_redux_by_shuffles() {
     using namespace idsel;
-    const auto as_float = [](uint32_t bits) { return cuda::arch::uint_as_float(bits); };
-    const auto shfl = [](uint32_t value, int lane) { return cuda::arch::shfl(value, lane); };
     const auto shfl_xor = [](uint32_t value, int lanes) { return cuda::arch::shfl_xor(value, lanes); };
     const char* failure = emulator::launch(
         [&] {
             Random random(static_cast<uint64_t>(emulator::thread()));
-            const auto pair = [&random] {
-                return to_bfloat16(random.normal()) | static_cast<uint32_t>(to_bfloat16(random.normal())) << 16;
-            };
-            const uint32_t a[4] = {pair(), pair(), pair(), pair()}, b[2] = {pair(), pair()};
-            float by_instruction[4] = {1, 2, 3, 4}, by_shuffles[4] = {1, 2, 3, 4};
-            cuda::arch::mma_m16n8k16(cuda::BFloat16{}, by_instruction, a[0], a[1], a[2], a[3], b[0], b[1]);
-            cuda::sm75::mma_m16n8k16(by_shuffles, a, b, cuda::arch::lane(), shfl, as_float);
-            CHECK(std::memcmp(by_instruction, by_shuffles, sizeof by_shuffles) == 0);
             for (int shift : {0, 15, 31}) {
                 const auto key = static_cast<uint32_t>(random.bits()) >> shift;
                 CHECK(cuda::sm75::redux_max(key, shfl_xor) == cuda::arch::redux_max(key));
@@ -120,6 +110,48 @@ void test_fallbacks() {
         },
         2, 64, 0);
     CHECK(failure == nullptr);
+}
+
+// Keeps the dot products and the norms of a tile.
+struct KeptTile {
+    float dots[idsel::cuda::kTile][idsel::cuda::kTile];
+    float squared_norms[2 * idsel::cuda::kTile];
+
+    void norms(int line, float squared) { squared_norms[line] = squared; }
+    void quad(int slab, int row, int column, const idsel::cuda::Float4& sums) {
+        std::memcpy(&dots[idsel::cuda::slab_row(slab, row)][column], sums.v, sizeof sums.v);
+    }
+};
+
+template <class Math>
+KeptTile tile_by(const Call& call) {
+    using namespace idsel::cuda;
+    KernelArgs args{};
+    args.dim = static_cast<int32_t>(call.args.dim);
+    args.wide_rows = call.args.dim % 8 == 0;
+    const auto n = static_cast<int32_t>(call.args.tokens);
+    const int tile = 0;
+    const auto* features = reinterpret_cast<const typename Math::Element*>(call.features16.data());
+    const NeighbourRows<typename Math::Element> rows{features, args.dim, &n, &tile};
+    KeptTile kept;
+    const char* failure = idsel::emulator::launch(
+        [&] {
+            auto* buffers = reinterpret_cast<TileBuffers*>(arch::shared_memory());
+            gram_tile<Math>(args, rows, rows, ClusterRole{false}, buffers, kept);
+        },
+        1, kCtaThreads, sizeof(TileBuffers));
+    CHECK(failure == nullptr);
+    return kept;
+}
+
+// Where tensor cores do not take bfloat16, as they do elsewhere: numbers that need no rounding give the same bits.
+void test_bfloat16_without_tensor_cores(int64_t dim) {
+    using namespace idsel::cuda;
+    Call call = make_call(1, 1, 64, dim, 1, IDSEL_BFLOAT16, false);
+    Random random(3);
+    for (uint16_t& value : call.features16) value = to_bfloat16(static_cast<float>(random.below(9)) - 4.0f);
+    const KeptTile with = tile_by<TensorCoreMath<BFloat16>>(call), without = tile_by<FmaMath<BFloat16>>(call);
+    CHECK(std::memcmp(&with, &without, sizeof with) == 0);
 }
 
 void test_ragged() {
@@ -138,7 +170,8 @@ void test_ragged() {
 // for a sanitizer.
 int main(int count, char** words) {
     const std::string part = count > 1 ? words[1] : "";
-    test_fallbacks();
+    test_redux_by_shuffles();
+    for (int64_t dim : {1, 31, 40, 320, 519}) test_bfloat16_without_tensor_cores(dim);
     test_clusters(IDSEL_BFLOAT16, 300);
     test_hurting(IDSEL_FLOAT32, 1, 9, 8, 9);
     if (part != "odd") test_exact(2, 70, 16, 8);
