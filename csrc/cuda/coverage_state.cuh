@@ -42,15 +42,18 @@ class CoverageState {
             if (top.key == 0) return mine;
             bool is_fresh = false;
             tokens.at(mine.slot, [&](int slot) { is_fresh = tokens.fresh(slot); });
-            if (arch::vote_ballot(top.mine && is_fresh) != 0) {
-                if (arch::lane() == 0) arch::red_max(best_fresh, top.key);
+            // Another warp may be changing it: what one lane has seen counts for all.
+            const bool cannot_win = mine.key < arch::ld_volatile(best_fresh);
+            const uint32_t flags = (is_fresh ? kFresh : 0u) | (cannot_win ? kCannotWin : 0u);
+            const int owner = arch::find_first_set(arch::vote_ballot(top.mine));
+            const uint32_t of_owner = arch::shfl(static_cast<uint32_t>(mine.token) | flags, owner);
+            if ((of_owner & kFresh) != 0) {
+                if (top.mine) arch::red_max(best_fresh, top.key);
                 return mine;
             }
-            // Another warp may be changing it: lanes have to agree.
-            if (arch::vote_ballot(top.key < arch::ld_volatile(best_fresh)) != 0) return mine;
-            const int owner = arch::find_first_set(arch::vote_ballot(top.mine));
-            const int token = static_cast<int>(arch::shfl(static_cast<uint32_t>(mine.token), owner));
-            const float gain = gain_of(context.gram + context.row(token).offset, context.n());
+            if ((of_owner & kCannotWin) != 0) return mine;
+            const Row row = context.row(static_cast<int>(of_owner));
+            const float gain = gain_of(row.base + row.offset, context.n());
             ++context.rows_read_by_warp;
             if (!top.mine) continue;
             tokens.at(mine.slot, [&](int slot) {
@@ -84,28 +87,41 @@ class CoverageState {
     IDSEL_DEVICE void restore(float) {}
 
   private:
-    // What a token would add, given its similarities to all; by a warp.
+    // What a token would add, given its similarities to all; by a warp, which has 1024 of them on their way.
     IDSEL_DEVICE float gain_of(const float* row, int n) const {
+        constexpr int kLoads = 8, kPerLoad = 2 * kTile;  // four numbers a lane
+        const int first = arch::lane() * 4;
         float gain = 0.0f;
-        IDSEL_UNROLL_BY(4)
-        for (int from = 0; from < n; from += 2 * kTile) {
-            const int j = from + arch::lane() * 4;
-            float sum = 0.0f;
-            if (j < n) {
-                const Float4 c = arch::ld_global_cg(reinterpret_cast<const Float4*>(row + j));
+        IDSEL_UNROLL_BY(1)
+        for (int from = first; from < n + first; from += kLoads * kPerLoad) {
+            // Without the zeros they would seem to be in use wherever this is called from.
+            Float4 c[kLoads] = {};
+            IDSEL_UNROLL
+            for (int at = 0; at < kLoads; ++at) {
+                const int j = from + at * kPerLoad;
+                if (j < n) c[at] = arch::ld_global_cg(reinterpret_cast<const Float4*>(row + j));
+            }
+            float sums[kLoads];
+            IDSEL_UNROLL
+            for (int at = 0; at < kLoads; ++at) {
+                const int j = from + at * kPerLoad;
+                sums[at] = 0.0f;
+                if (j >= n) continue;
                 const Float4 cover = arch::ld_any(reinterpret_cast<const Float4*>(cover_ + j));
                 float v[4];
                 IDSEL_UNROLL
-                for (int e = 0; e < 4; ++e) v[e] = rule_.uncovered(c.v[e], cover.v[e]);
-                sum = (v[0] + v[1]) + (v[2] + v[3]);
+                for (int e = 0; e < 4; ++e) v[e] = rule_.uncovered(c[at].v[e], cover.v[e]);
+                sums[at] = (v[0] + v[1]) + (v[2] + v[3]);
             }
+            const float sum = half_warp_sums(sums);
             IDSEL_UNROLL
-            for (int lanes = 1; lanes < 16; lanes *= 2) sum += arch::shfl_xor(sum, lanes);
-            gain += arch::shfl(sum, 0);
-            gain += arch::shfl(sum, 16);
+            for (int run = 0; run < 2 * kLoads; ++run) gain += arch::shfl(sum, run / 2 + run % 2 * 16);
         }
         return gain;
     }
+
+    static constexpr uint32_t kFresh = 1u << 31, kCannotWin = 1u << 30;  // beside a token
+    static_assert(kMaxTokens < kCannotWin);
 
     Coverage rule_;
     float* cover_;

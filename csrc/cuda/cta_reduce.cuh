@@ -32,6 +32,25 @@ IDSEL_DEVICE WarpTop warp_top(uint32_t key, int index) {
     return {top, key == top && backwards == lowest};
 }
 
+// Sums of several values, each over the lanes of a half warp: of neighbours, then of neighbouring pairs, and so on.
+// Lane i gets that of value i % kCount, so that lanes share the additions.
+template <int kCount>
+IDSEL_DEVICE float half_warp_sums(float (&values)[kCount]) {
+    int lanes = 1;
+    IDSEL_UNROLL
+    for (int count = kCount; count > 1; count /= 2, lanes *= 2) {
+        const bool upper = (arch::lane() & lanes) != 0;
+        IDSEL_UNROLL
+        for (int i = 0; i < count / 2; ++i) {
+            const float even = values[2 * i], odd = values[2 * i + 1];
+            values[i] = (upper ? odd : even) + arch::shfl_xor(upper ? even : odd, lanes);
+        }
+    }
+    IDSEL_UNROLL
+    for (; lanes < 16; lanes *= 2) values[0] += arch::shfl_xor(values[0], lanes);
+    return values[0];
+}
+
 // The largest of the CTA's keys, and of equal ones that of the lowest index, to all its threads. `turn` alternates
 // between 0 and 1 from call to call. Orders what was written before it before what is read after it.
 template <bool kLaneOrder>

@@ -52,7 +52,8 @@ IDSEL_DEVICE void pick_with(Context& context, Tokens& tokens, float* cover) {
 template <class Rule, int kPer>
 IDSEL_DEVICE_CALL void pick_in_registers(int k) {
     Context context = context_of(k);
-    RegisterTokens<kPer> tokens(context);
+    // Warps sum gains of their own tokens, each as many as it needs.
+    RegisterTokens<kPer, Rule::kState == State::kCoverage> tokens(context);
     pick_with<Rule>(context, tokens, reinterpret_cast<PickBuffers*>(after_state())->cover);
 }
 template <class Rule>

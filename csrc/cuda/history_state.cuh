@@ -44,16 +44,13 @@ class HistoryState {
         const int step = picks - 1;
         float* mine = history_ + static_cast<int64_t>(step) * pitch_;
         tokens.for_overlaps(history_, pitch_, step, pick, [&](int i, int j, float overlap) {
+            const float e = rule_.component(quality, weights.v[i], rule_.quality(tokens.importance(i)), overlap, score);
+            const float left = rule_.absorb(tokens.state(i), e);
+            if (j < context.n()) mine[j] = e;  // of a token that competes no more, nobody asks for it
             // Without a priority the picks span it, and for good.
-            if (tokens.key(i) != 0 && tokens.competes(i)) {
-                const float e =
-                    rule_.component(quality, weights.v[i], rule_.quality(tokens.importance(i)), overlap, score);
-                mine[j] = e;
-                tokens.state(i) = rule_.absorb(tokens.state(i), e);
-                tokens.key(i) = order_key(rule_.priority(tokens.state(i), rank_floor_));
-            } else {
-                tokens.key(i) = 0;
-            }
+            const bool has_priority = tokens.key(i) != 0 && tokens.competes(i);
+            tokens.state(i) = has_priority ? left : tokens.state(i);
+            tokens.key(i) = has_priority ? order_key(rule_.priority(left, rank_floor_)) : 0u;
         });
     }
 

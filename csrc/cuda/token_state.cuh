@@ -109,8 +109,9 @@ IDSEL_DEVICE TokenInput token_input(const Context& context, int64_t j) {
     return {usable ? clamp_importance(importance) : -INFINITY, selectable(context.args, context.sample, j), usable};
 }
 
-// Thread t has the kPer tokens from t * kPer on.
-template <int kPer>
+// Each thread has kPer neighbours, in the order of threads: thread t those from t * kPer on; or, for warps that work by
+// themselves, every warp as many.
+template <int kPer, bool kEvenWarps = false>
 class RegisterTokens {
   public:
     static constexpr bool kLaneOrder = true;  // in a warp, lower lanes have lower tokens
@@ -120,6 +121,10 @@ class RegisterTokens {
     };
 
     IDSEL_DEVICE explicit RegisterTokens(const Context& context) : n_(context.n()) {
+        if constexpr (kEvenWarps) {
+            const auto lanes = static_cast<int>(ceil_div(n_, kPer * kWarps));
+            first_ = arch::lane() < lanes ? (arch::warp() * lanes + arch::lane()) * kPer : kNowhere;
+        }
         IDSEL_UNROLL
         for (int at = 0; at < kLoads; ++at) {
             const int token = first() + at * (kPer / kLoads);
@@ -188,9 +193,7 @@ class RegisterTokens {
             IDSEL_UNROLL
             for (int i = 0; i < kPer; ++i) overlaps[i] = fmaf(of_pick, mine.v[i], overlaps[i]);
         }
-        for_each([&](int i, int j) {
-            if (j < n_) use(i, j, overlaps[i]);
-        });
+        for_each([&](int i, int j) { use(i, j, overlaps[i]); });
     }
 
     // Rows are padded to a multiple of four.
@@ -206,7 +209,9 @@ class RegisterTokens {
     // Before the first record.
     IDSEL_DEVICE void begin_records(const Context& context) {
         if (!context.sort) return;
-        for_each([&](int, int j) { context.buffers->picks[j] = {-1, 0.0f}; });
+        for_each([&](int, int j) {
+            if (j < n_) context.buffers->picks[j] = {-1, 0.0f};
+        });
         arch::cta_sync();
     }
 
@@ -220,15 +225,21 @@ class RegisterTokens {
             return;
         }
         int32_t mine = 0;
-        for_each([&](int, int j) { mine += made[j].token >= 0 ? 1 : 0; });
+        const auto is_picked = [&](int j) { return j < n_ && made[j].token >= 0; };
+        for_each([&](int, int j) { mine += is_picked(j) ? 1 : 0; });
         int64_t at = cta_sum_up_to(mine, context.reduce) - mine;
         for_each([&](int, int j) {
-            if (made[j].token >= 0) write_pick(context, at++, j, made[j].score);
+            if (is_picked(j)) write_pick(context, at++, j, made[j].score);
         });
     }
 
   private:
-    IDSEL_DEVICE static int first() { return arch::thread() * kPer; }
+    static constexpr int kNowhere = static_cast<int>(kMaxRegisterTokens);
+
+    IDSEL_DEVICE int first() const {
+        if constexpr (kEvenWarps) return first_;
+        return arch::thread() * kPer;
+    }
 
     // load(from) takes one number, or four.
     template <class Load>
@@ -249,6 +260,7 @@ class RegisterTokens {
     }
 
     int n_;
+    int first_ = 0;
     float state_[kPer] = {};
     uint32_t key_[kPer] = {};
     float importance_[kPer] = {};
