@@ -176,21 +176,18 @@ def kernel_figures(usage: Usage) -> dict[str, float]:
 
 
 def figures_of(rule: str, sass: str, resources: str) -> Figures:
-    """All figures of a rule, for features in bfloat16; of the kernel for float32 only the mainloop."""
+    """All figures of a rule; the mainloops are those for bfloat16 and for float32."""
     code, used = functions(sass), usages(resources)
-    names = {}
-    for dtype, mangled in (("bfloat16", r"8BFloat16E"), ("float32", r"\d[A-Za-z]+EfE")):
-        matching = [name for name in code if re.search(rf"gram_kernelI.*{mangled}", name)]
-        if len(matching) != 1:
-            raise LookupError(f"{rule}: {len(matching)} kernels for {dtype}")
-        names[dtype] = matching[0]
-    found = list(loops(code[names["bfloat16"]]))
-    float32 = mainloop(rule, list(loops(code[names["float32"]])), "FFMA")
+    names = [name for name in code if "gram_kernel" in name]
+    if len(names) != 1:
+        raise LookupError(f"{rule}: {len(names)} kernels")
+    found = list(loops(code[names[0]]))
+    tensor_cores = [loop for loop in found if any(re.match(r"HMMA\b.*\bBF16", opcode) for opcode in loop.opcodes)]
     return {
         **{part: pick_figures(loop) for part, loop in pick_loops(rule, found).items()},
-        "mainloop": mainloop_figures(mainloop(rule, found, "HMMA"), "HMMA", "mma"),
-        "mainloop_float32": mainloop_figures(float32, "FFMA", "ffma"),
-        "kernel": kernel_figures(used[names["bfloat16"]]),
+        "mainloop": mainloop_figures(mainloop(rule, tensor_cores, "HMMA"), "HMMA", "mma"),
+        "mainloop_float32": mainloop_figures(mainloop(rule, found, "FFMA"), "FFMA", "ffma"),
+        "kernel": kernel_figures(used[names[0]]),
     }
 
 
@@ -221,7 +218,7 @@ def nvcc_version() -> str:
 
 
 def measure(rule: str, arch: int, folder: Path) -> Figures:
-    """Compiles the kernels of a rule and counts."""
+    """Compiles the kernel of a rule and counts."""
     cubin = folder / f"{SOURCES[rule]}.cubin"
     source = ROOT / "csrc" / "cuda" / "inst" / f"{SOURCES[rule]}.cu"
     includes = ["-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc" / "include")]
@@ -328,7 +325,7 @@ def markdown(arch: int, version: str, recorded: dict[str, Figures]) -> str:
     lines.append(f"| mainloop in float32, per multiply-add | not counted | {per_ffma} |")
     note = (
         f"A pick: with {TOKENS[0]}, {TOKENS[1]} and {TOKENS[2]} tokens a thread; before, with up to four, "
-        f"{BEFORE_ANY_PICK} is the range over all rules. An inner loop counts once. The kernels for bfloat16 take "
+        f"{BEFORE_ANY_PICK} is the range over all rules. An inner loop counts once. The kernels take "
         f"{_span(recorded, 'kernel', 'registers')} registers a thread and spill {_span(recorded, 'kernel', 'spilled')} "
         f"bytes; CTAs a multiprocessor: {_span(recorded, 'kernel', 'ctas')}. Compiled by `nvcc` {version} for compute "
         f"capability {arch / 10:.1f}, counted by `python -m bench.tools.sass --record --docs`."

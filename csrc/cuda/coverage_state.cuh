@@ -72,12 +72,11 @@ class CoverageState {
         const auto weights = tokens.load(row);
         tokens.clear_fresh();
         tokens.for_each([&](int i, int j) {
-            if (j < context.n() && cover_[j] < INFINITY) cover_[j] = rule_.cover(cover_[j], weights.v[i]);
-            if (!tokens.competes(i)) {
-                tokens.key(i) = 0;
-            } else if (tokens.key(i) != 0 && !rule_.rises_with_gain(tokens.state(i))) {
-                tokens.key(i) = order_key(rule_.priority(0.0f, tokens.state(i)));  // no gain is less
-            }
+            if (j < context.n()) cover_[j] = rule_.cover(cover_[j], weights.v[i]);
+            // Less gain may be worth more: then the bound is that of none.
+            const uint32_t of_no_gain = order_key(rule_.priority(0.0f, tokens.state(i)));
+            const uint32_t bound = rule_.rises_with_gain(tokens.state(i)) ? tokens.key(i) : of_no_gain;
+            tokens.key(i) = tokens.competes(i) && tokens.key(i) != 0 ? bound : 0u;
         });
         arch::cta_sync();
     }
@@ -94,7 +93,8 @@ class CoverageState {
         float gain = 0.0f;
         IDSEL_UNROLL_BY(1)
         for (int from = first; from < n + first; from += kLoads * kPerLoad) {
-            // Without the zeros they would seem to be in use wherever this is called from.
+            // Zeros where there are none: they cover nothing, and what may be undefined would seem to be in use
+            // wherever this is called from.
             Float4 c[kLoads] = {};
             IDSEL_UNROLL
             for (int at = 0; at < kLoads; ++at) {
@@ -105,9 +105,7 @@ class CoverageState {
             IDSEL_UNROLL
             for (int at = 0; at < kLoads; ++at) {
                 const int j = from + at * kPerLoad;
-                sums[at] = 0.0f;
-                if (j >= n) continue;
-                const Float4 cover = arch::ld_any(reinterpret_cast<const Float4*>(cover_ + j));
+                const Float4 cover = arch::ld_any(reinterpret_cast<const Float4*>(cover_ + (j < n ? j : 0)));
                 float v[4];
                 IDSEL_UNROLL
                 for (int e = 0; e < 4; ++e) v[e] = rule_.uncovered(c[at].v[e], cover.v[e]);

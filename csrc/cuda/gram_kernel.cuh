@@ -89,7 +89,7 @@ IDSEL_DEVICE void pick_all(const KernelArgs& args) {
 // Synchronises six times per work tile and group of D, twice per arrival, once per pick (Coverage: twice). Reads, per
 // sample: features N / 64 + 1 times each, then k rows of the Gram, N numbers each. Flops: 1.5 * N * N * D (norms are a
 // third of them), then O(k * N); DPP: O(k * k * N).
-template <class Rule, class T>
+template <class Rule>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) gram_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     static_assert(sizeof(Rule) <= kRuleBytes);
     SchedulerBuffers& buffers = cta_state().scheduler;
@@ -100,18 +100,20 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) gram_kernel(const IDSEL_GRID_
     for (bool some = scheduler.get_first_work(); some; some = scheduler.get_next_work()) {
         const ClusterRole cluster{args.cluster > 1};
         auto* tile_buffers = reinterpret_cast<TileBuffers*>(after_state());
-        if (work.sample.n > 0) store_tile<T>(GramStore<Rule>{args, work.sample}, work.index, cluster, tile_buffers);
+        if (work.sample.n > 0) {
+            const GramStore<Rule> store{args, work.sample};
+            if (args.dtype == IDSEL_BFLOAT16) {
+                store_tile<BFloat16>(store, work.index, cluster, tile_buffers);
+            } else if (args.dtype == IDSEL_FLOAT16) {
+                store_tile<Half>(store, work.index, cluster, tile_buffers);
+            } else {
+                store_tile<float>(store, work.index, cluster, tile_buffers);
+            }
+        }
         int32_t* arrivals = work.sample.counter(args, kCounterArrivals);
         if (arrive_last(arrivals, work.tiles * args.cluster, &buffers.flag)) pick_all<Rule>(args);
     }
     scheduler.leave();
-}
-
-// The kernel of a rule for features of a type.
-template <class Rule>
-auto gram_kernel_of_type(int32_t dtype) -> void (*)(KernelArgs) {
-    if (dtype == IDSEL_FLOAT32) return gram_kernel<Rule, float>;
-    return dtype == IDSEL_FLOAT16 ? gram_kernel<Rule, Half> : gram_kernel<Rule, BFloat16>;
 }
 
 }  // namespace idsel::cuda

@@ -7,20 +7,19 @@ namespace idsel::cuda {
 
 using Kernel = void (*)(KernelArgs);
 
-// For features of a type (idsel_dtype).
 template <class Rule>
-Kernel gram_kernel_of(int32_t dtype);
+Kernel gram_kernel_of();
 template <class T>
 Kernel panel_kernel_of();
 
 }  // namespace idsel::cuda
 
-#define IDSEL_GRAM_KERNEL(Rule)                  \
-    namespace idsel::cuda {                      \
-    template <>                                  \
-    Kernel gram_kernel_of<Rule>(int32_t dtype) { \
-        return gram_kernel_of_type<Rule>(dtype); \
-    }                                            \
+#define IDSEL_GRAM_KERNEL(Rule)     \
+    namespace idsel::cuda {         \
+    template <>                     \
+    Kernel gram_kernel_of<Rule>() { \
+        return gram_kernel<Rule>;   \
+    }                               \
     }
 #define IDSEL_PANEL_KERNEL(T)     \
     namespace idsel::cuda {       \

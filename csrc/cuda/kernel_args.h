@@ -133,6 +133,7 @@ struct PickArgs {
 
 struct KernelArgs : PickArgs {
     const void* features;
+    int32_t dtype;  // idsel_dtype
     int32_t dim;
     int32_t wide_rows;  // rows can be read 16 bytes at a time, by offsets of 32 bits
     int64_t features_batch_stride;

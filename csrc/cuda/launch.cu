@@ -14,19 +14,19 @@ namespace idsel::cuda {
 
 // Each is defined in its own file under inst/.
 template <>
-Kernel gram_kernel_of<IDSelection>(int32_t);
+Kernel gram_kernel_of<IDSelection>();
 template <>
-Kernel gram_kernel_of<MMR>(int32_t);
+Kernel gram_kernel_of<MMR>();
 template <>
-Kernel gram_kernel_of<MaxMin>(int32_t);
+Kernel gram_kernel_of<MaxMin>();
 template <>
-Kernel gram_kernel_of<HardSuppress>(int32_t);
+Kernel gram_kernel_of<HardSuppress>();
 template <>
-Kernel gram_kernel_of<DPP>(int32_t);
+Kernel gram_kernel_of<DPP>();
 template <>
-Kernel gram_kernel_of<Coverage>(int32_t);
+Kernel gram_kernel_of<Coverage>();
 template <>
-Kernel gram_kernel_of<TopK>(int32_t);
+Kernel gram_kernel_of<TopK>();
 template <>
 Kernel panel_kernel_of<float>();
 template <>
@@ -37,9 +37,9 @@ Kernel panel_kernel_of<BFloat16>();
 namespace {
 
 template <class... R>
-Kernel gram_kernel_by_id(int32_t id, int32_t dtype, RuleList<R...>) {
+Kernel gram_kernel_by_id(int32_t id, RuleList<R...>) {
     Kernel kernel = nullptr;
-    ((R::kId == id ? (kernel = gram_kernel_of<R>(dtype), true) : false) || ...);
+    ((R::kId == id ? (kernel = gram_kernel_of<R>(), true) : false) || ...);
     return kernel;
 }
 
@@ -66,7 +66,7 @@ const char* current_device(arch::Device* to) {
         *to = devices[index];
         return nullptr;
     }
-    if (const char* error = arch::device_of(gram_kernel_of<TopK>(IDSEL_FLOAT32), to)) return error;
+    if (const char* error = arch::device_of(gram_kernel_of<TopK>(), to)) return error;
     static std::atomic_flag busy = ATOMIC_FLAG_INIT;
     if (remembers && !busy.test_and_set(std::memory_order_acquire)) {
         devices[index] = *to;
@@ -87,6 +87,7 @@ bool rows_are_wide(const idsel_args& args) {
 KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     KernelArgs to{};
     to.features = args.features;
+    to.dtype = args.dtype;
     to.dim = static_cast<int32_t>(args.dim);
     to.features_batch_stride = args.features_batch_stride;
     to.features_token_stride = args.features_token_stride;
@@ -140,7 +141,7 @@ Launch gram_launch(const idsel_args& args, const Plan& plan, const arch::Device&
         shared_bytes = larger(shared_bytes, kHistoryOffset + to.shared_history * 4);
     }
     const arch::Launch how{grid, kCtaThreads, static_cast<int>(shared_bytes), to.cluster, args.stream};
-    return {gram_kernel_by_id(args.rule, args.dtype, AllRules{}), how};
+    return {gram_kernel_by_id(args.rule, AllRules{}), how};
 }
 
 Launch panel_launch(const idsel_args& args, const Plan& plan, KernelArgs& to) {
@@ -205,7 +206,7 @@ idsel_status plan(const idsel_args& args, idsel_plan* to) {
 
 idsel_status status(int32_t device) {
     if (device < 0) return IDSEL_OK;
-    const char* reason = arch::missing(gram_kernel_of<TopK>(IDSEL_FLOAT32), device);
+    const char* reason = arch::missing(gram_kernel_of<TopK>(), device);
     return reason == nullptr ? IDSEL_OK : fail(IDSEL_UNSUPPORTED, "%s", reason);
 }
 

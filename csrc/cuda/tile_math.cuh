@@ -290,8 +290,9 @@ IDSEL_DEVICE void mainloop(Math& math, const Rows& rows, const Columns& columns,
                            Word4* staging) {
     constexpr int kStep = Math::kStep, kStepBytes = kStep * static_cast<int>(sizeof(typename Math::Element));
     const int unchecked = wide ? (range.end - range.begin) / kStep : 0;
-    typename Math::Operands even, odd;
     if (unchecked > 0) {
+        // Without the zeros `odd`, which some path may leave undefined, would take registers wherever this is called.
+        typename Math::Operands even, odd = {};
         const int thread = arch::thread_again();
         LaneOffsets offsets;
         IDSEL_UNROLL
