@@ -57,7 +57,9 @@ FEW_INPUTS = (
     "exact-B2-N33-D16", "exact-B3-N17-D4", "exact-N70-D1",
 )  # fmt: skip
 # As many picks as show what an input is for; the interpreter takes fewer of all others.
-TELLING_PICKS = {"N33-k33": 33, "unusable": 30, "infinite-importance": 12, **dict.fromkeys(EXACT_CASES, 16)}
+TELLING_PICKS = {
+    "N33-k33": 33, "unusable": 30, "infinite-importance": 12, "golden": 32, **dict.fromkeys(EXACT_CASES, 16),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
