@@ -71,7 +71,7 @@ def select(
         rule: how priorities start and change; `IDSelection()` unless given.
         importance: (B, N), or (N,) with (N, D) features, or (T,); any floating dtype, higher is better. Required by
             every rule but `MaxMin` and `Coverage`. +inf counts as the largest float32 (`DPP`: as 2**63, and for
-            `Coverage` importance**alpha as at most 2**100, so that priorities stay finite).
+            `Coverage` importance**alpha as within ±2**100, so that priorities stay finite).
         mask: bool, shaped like importance. False takes the token out of the problem altogether.
         cu_seqlens: (B+1,) int32 on the device of features, for a ragged batch: sample b is the rows
             cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample.

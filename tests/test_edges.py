@@ -93,16 +93,20 @@ def test_masked_tokens_are_never_picked(rule: idsel.Rule, backend: Backend) -> N
 
 
 @ALL_RULES
-def test_unusable_tokens_come_last_in_index_order(rule: idsel.Rule, backend: Backend) -> None:
-    features, importance, _ = clustered(1, 12, 8, seed=3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+def test_unusable_tokens_come_last_in_index_order(rule: idsel.Rule, dtype: torch.dtype, backend: Backend) -> None:
+    # Fragments of tensor cores have 8 rows, so that tokens 8 places from these and before the last are looked at too.
+    features, importance, _ = clustered(1, 28, 8, seed=3, dtype=dtype)
     importance[0, 2], importance[0, 9] = float("nan"), float("-inf")
-    features[0, 4, 1], features[0, 6, 0] = float("nan"), float("inf")
-    sel = backend.select(features, 12, rule=rule, importance=importance)
-    assert sel.indices[0, 8:].tolist() == [2, 4, 6, 9]
-    assert sel.scores[0, 8:].isneginf().all()
-    usable = [i for i in range(12) if i not in (2, 4, 6, 9)]
-    kept = backend.select(features[:, usable], 8, rule=rule, importance=importance[:, usable])
-    assert sel.indices[0, :8].tolist() == [usable[i] for i in kept.indices[0]]
+    features[0, 4, 1], features[0, 14, 0], features[0, 27] = float("nan"), float("inf"), float("inf")
+    unusable = [2, 4, 9, 14, 27]
+    usable = [i for i in range(28) if i not in unusable]
+    sel = backend.select(features, 28, rule=rule, importance=importance)
+    assert sel.indices[0, 23:].tolist() == unusable
+    assert sel.scores[0, 23:].isneginf().all()
+    k = backend.fewer(23)
+    kept = backend.select(features[:, usable], k, rule=rule, importance=importance[:, usable])
+    assert sel.indices[0, :k].tolist() == [usable[i] for i in kept.indices[0]]
 
 
 @ALL_RULES
@@ -120,6 +124,15 @@ def test_infinite_importance_is_picked_first_and_leaves_numbers(backend: Backend
         assert sel.indices[0, 0] == 7
         assert sorted(sel.indices[0].tolist()) == list(range(20))
         assert not sel.scores.isnan().any()
+
+
+def test_coverage_of_hugely_unwanted_tokens_has_an_order(backend: Backend) -> None:
+    """A gain times less than -2**100 would be -inf, and a token once without a priority gets none any more."""
+    features = torch.tensor([[[1, 0, 0], [1, 0.2, 0], [1, 0, 0.1], [0, 1, 0], [0, 0, 1]]])
+    importance = torch.tensor([[1, -3e38, -2.9e38, -2e38, -2.5e38]])
+    sel = backend.select(features, 5, rule=idsel.Coverage(), importance=importance)
+    assert sel.indices.tolist() == [[0, 2, 1, 3, 4]]
+    assert sel.scores.isfinite().all()
 
 
 def test_maxmin_start_falls_back_to_the_lowest_selectable_token(backend: Backend) -> None:

@@ -85,9 +85,9 @@ ORDERS = ((1, 0), (3, 1), (3, 2))
 ROW_RULES = [name for name, rule in RULE_CASES.items() if not isinstance(rule, (idsel.Coverage, idsel.TopK))]
 
 
-def _hurting() -> Call:
+def _hurting(dtype: torch.dtype = torch.float32) -> Call:
     """Masked and unusable tokens, zero rows, odd sizes, strides."""
-    features, importance, _ = clustered(2, 139, 46, seed=8)
+    features, importance, _ = clustered(2, 139, 46, seed=8, dtype=dtype)
     features, importance = features[..., 1::2], importance.clone()
     features[0, 3, 2], features[1, 100] = float("nan"), 0.0
     importance[0, 130], importance[1, 9], importance[1, 70] = float("nan"), float("-inf"), float("inf")
@@ -98,6 +98,7 @@ def _hurting() -> Call:
 PANEL_CASES = {name: INPUT_CASES[name] for name in ("N65-D127-k13", "N257-D40-k40", "fp16", "ties")} | {
     "split": Call(clustered(2, 70, 600, dtype=torch.bfloat16).inputs(), 20),
     "hurting": _hurting(),
+    "hurting-bf16": _hurting(torch.bfloat16),
     "ragged": Call(ragged((70, 0, 5, 130)).inputs(), [30, 3, 5, 20]),
 }
 

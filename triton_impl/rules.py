@@ -208,7 +208,8 @@ def _saliency(importance, alpha):
     power = tl.where(wide < 0.0, of_negative, magnitude).to(tl.float32)
     power = tl.where(alpha == 0.0, 1.0, power)  # also 0**0
     power = tl.where(alpha == 1.0, importance, power)
-    return tl.where(power > LARGEST_SALIENCY, LARGEST_SALIENCY, power)
+    below = tl.where(power > LARGEST_SALIENCY, LARGEST_SALIENCY, power)
+    return tl.where(below < -LARGEST_SALIENCY, -LARGEST_SALIENCY, below)
 
 
 @triton.jit

@@ -30,8 +30,7 @@ IDSEL_DEVICE Context context_of(int k) {
             reinterpret_cast<PickBuffers*>(after_state())};
 }
 
-// --- Pick loops: calls, so that the registers of the tile and theirs do not add up
-// -------------------------------------
+// --- Pick loops: calls, so that their registers and the tile's do not add up -----------------------------------------
 
 template <class Rule, class Tokens>
 IDSEL_DEVICE void pick_with(Context& context, Tokens& tokens, float* cover) {

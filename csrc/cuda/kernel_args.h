@@ -43,7 +43,7 @@ constexpr int64_t kGroupCtas = 256;
 // All tiles, looked at for the nearest other tokens, are at most so many work tiles: enough to even out.
 constexpr int64_t kNearestWorkTiles = 4 * kGroupCtas;
 
-constexpr int64_t kMaxTokens = (int64_t{1} << 30) - 1;
+constexpr int64_t kMaxTokens = (int64_t{1} << 28) - 1;
 constexpr int64_t kMaxDim = (int64_t{1} << 30) - 1;
 
 constexpr int kRuleBytes = 32;

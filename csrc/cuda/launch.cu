@@ -168,9 +168,8 @@ idsel_status check_limits(const idsel_args& args, const Plan& plan) {
                     static_cast<long long>(args.dim));
     }
     if (plan.keeps_gram || plan.rule.state != State::kCoverage) return IDSEL_OK;
-    const int64_t budget = args.gram_budget > 0 ? args.gram_budget : IDSEL_GRAM_BUDGET_BYTES;
     return fail(IDSEL_UNSUPPORTED, "its rule needs all similarities: those of %lld tokens%s exceed %lld MiB", tokens,
-                whose, static_cast<long long>(budget >> 20));
+                whose, static_cast<long long>(gram_budget_of(args) >> 20));
 }
 
 // What the dot products of a sample cost, with so many panels.

@@ -39,8 +39,13 @@ RuleTraits traits_of(const idsel_args& args) {
     return traits;
 }
 
+int64_t gram_budget_of(const idsel_args& args) {
+    constexpr int64_t kMost = int64_t{1} << 34;  // rows of a Gram begin at offsets of 32 bits
+    return args.gram_budget > 0 ? smaller(args.gram_budget, kMost) : IDSEL_GRAM_BUDGET_BYTES;
+}
+
 Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
-    const int64_t budget = (args.gram_budget > 0 ? args.gram_budget : IDSEL_GRAM_BUDGET_BYTES) / 4;
+    const int64_t budget = gram_budget_of(args) / 4;
     // A panel is no smaller than the Gram of as many tokens.
     keeps_gram = !rule.needs_similarities || tokens <= kPanelRows || tokens <= budget / tokens;
     keeps_short = !keeps_gram && ragged;

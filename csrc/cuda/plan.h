@@ -17,6 +17,9 @@ struct RuleTraits {
 };
 RuleTraits traits_of(const idsel_args& args);
 
+// What a sample's similarities may take, in bytes.
+int64_t gram_budget_of(const idsel_args& args);
+
 // By sizes, rule and dtype alone; what a device changes comes later and takes no more workspace.
 struct Plan {
     explicit Plan(const idsel_args& args);

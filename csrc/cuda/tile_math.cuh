@@ -46,12 +46,16 @@ struct LaneOffsets {
     uint32_t columns[8];
 };
 
-// Squared norms of 16 rows are the diagonals of the products of their halves with themselves: numbers of the lanes
-// whose place in a group of four is half of the group's.
+// Products of 16 rows with each of their halves: of a half with itself, the diagonal has its rows' squared norms. The
+// rest is nobody's; added to another half's sums, zeros in its place would turn what is infinite there into NaN here.
 template <class T>
-IDSEL_DEVICE void add_norms(float (&norms)[4], const Word4& top, const Word4& bottom, int half) {
-    arch::mma_m16n8k16(T{}, norms, top.v[half], 0u, top.v[half + 1], 0u, top.v[half], top.v[half + 1]);
-    arch::mma_m16n8k16(T{}, norms, 0u, bottom.v[half], 0u, bottom.v[half + 1], bottom.v[half], bottom.v[half + 1]);
+IDSEL_DEVICE void add_norms(float (&halves)[2][4], const Word4& top, const Word4& bottom, int half) {
+    const auto add = [&](float (&sums)[4], const Word4& by) {
+        arch::mma_m16n8k16(T{}, sums, top.v[half], bottom.v[half], top.v[half + 1], bottom.v[half + 1], by.v[half],
+                           by.v[half + 1]);
+    };
+    add(halves[0], top);
+    add(halves[1], bottom);
 }
 
 // Two elements of 16 bits, of which `left` are there.
@@ -147,8 +151,8 @@ class TensorCoreMath {
             IDSEL_UNROLL
             for (int u = 0; u < 2; ++u) {
                 const int at = m * 16 + u * 8 + of_group;
-                rows[at] = of_group % 2 != 0 ? row_norms_[m][2 * u + 1] : row_norms_[m][2 * u];
-                columns[at] = of_group % 2 != 0 ? column_norms_[m][2 * u + 1] : column_norms_[m][2 * u];
+                rows[at] = of_group % 2 != 0 ? row_norms_[m][u][2 * u + 1] : row_norms_[m][u][2 * u];
+                columns[at] = of_group % 2 != 0 ? column_norms_[m][u][2 * u + 1] : column_norms_[m][u][2 * u];
             }
         }
     }
@@ -162,8 +166,8 @@ class TensorCoreMath {
     }
 
     float dots_[2][kColumns][4] = {};
-    float row_norms_[2][4] = {};
-    float column_norms_[2][4] = {};
+    float row_norms_[2][2][4] = {};
+    float column_norms_[2][2][4] = {};
 };
 
 // One of the elements in 8 bytes, as float32.

@@ -114,7 +114,9 @@ class TileScheduler {
             buffers_->ticket = arch::atom_add_acq_rel(args_.counters + kCounterTicket, 1);
             buffers_->found = 0;
         }
+        // Offsets that nobody has checked may give more tiles in all than 32 bits count; lengths that fit do not.
         constexpr int64_t kMost = INT32_MAX / kMaxSamples;
+        static_assert(kMaxTokens / kTile < kMost);
         const auto mine = static_cast<int32_t>(
             thread < args_.samples ? smaller(work_tiles_of(args_, sample_of(args_, thread)), kMost) : 0);
         const int32_t up_to = cta_sum_up_to(mine, &buffers_->reduce);

@@ -22,7 +22,8 @@ struct Coverage : Rule {
     // Bounded, so that its product with a gain stays finite. The power is rounded once, from double.
     IDSEL_HD float saliency(float importance) const {
         const double power = alpha == 1.0 ? importance : pow(static_cast<double>(importance), alpha);
-        return static_cast<float>(power > 0x1p100 ? 0x1p100 : power);  // NaN stays
+        const double below = power > 0x1p100 ? 0x1p100 : power;
+        return static_cast<float>(below < -0x1p100 ? -0x1p100 : below);  // NaN stays
     }
     // What covering token i up to c would add, given how well it is covered.
     IDSEL_HD float uncovered(float c, float cover) const { return fmaxf(0.0f, c - cover); }

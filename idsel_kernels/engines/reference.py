@@ -310,7 +310,7 @@ class CoverageState(RuleState, rule=Coverage):
         both = batch.takes_part[:, :, None] & batch.takes_part[:, None, :]
         self.gram = torch.where(both, batch.gram, 0.0)
         self.cover = torch.zeros_like(batch.importance)
-        self.saliency = _power(batch.importance, rule.alpha).clamp(max=_LARGEST_SALIENCY)
+        self.saliency = _power(batch.importance, rule.alpha).clamp(-_LARGEST_SALIENCY, _LARGEST_SALIENCY)
         self.combine = rule.combine
 
     def start(self) -> torch.Tensor:
