@@ -1,4 +1,4 @@
-"""What only the emulator (tests/emulator) shows of the CUDA engine: any order of blocks, a sanitizer, mutations.
+"""What only the emulator (tests/emulator) shows of the CUDA engine: any order of blocks, clusters, mutations.
 
 Every test that takes a backend runs on it too, as `cuda-emulated`.
 """
@@ -121,7 +121,7 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
         assert same(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
 
 
-def test_more_tiles_than_items_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tiles_than_work_tiles_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(clustered(1, 2880, 2).inputs(), 4)  # 1035 tiles; a thread has 12 tokens
     whole = _select(call, idsel.MaxMin(), monkeypatch, 3, 0)
     set_gram_budget(monkeypatch, emulated.NAME, 1)

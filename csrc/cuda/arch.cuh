@@ -1,5 +1,5 @@
-// What device code asks of the machine, named as the instructions. The only file that knows of a host build, in which
-// one fiber stands for each CUDA thread (tests/emulator).
+// What device code asks of the machine, named as the instructions. It and arch_sort.cuh alone know of a host build, in
+// which one fiber stands for each CUDA thread (tests/emulator).
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,6 @@ IDSEL_DEVICE uint32_t float_as_uint(float value) { return __float_as_uint(value)
 // --- Synchronisation -------------------------------------------------------------------------------------------------
 
 IDSEL_DEVICE void cta_sync() { __syncthreads(); }
-IDSEL_DEVICE void warp_sync() { __syncwarp(); }
 
 // Adds, and orders this thread's accesses, and those it has seen in order before, around it.
 IDSEL_DEVICE int32_t atom_add_acq_rel(int32_t* counter, int32_t value) {

@@ -9,7 +9,7 @@ namespace idsel::cuda {
 
 class CoverageState {
   public:
-    // `cover` of the tokens, and as much as a row of them is read at once; in shared memory or the workspace.
+    // `cover`: a number for each token, in shared memory or the workspace; a multiple of four, as rows have.
     IDSEL_DEVICE CoverageState(const Context& context, float* cover)
         : rule_(*reinterpret_cast<const Coverage*>(context.args.rule)), cover_(cover) {}
 

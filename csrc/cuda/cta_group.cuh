@@ -17,8 +17,8 @@ namespace idsel::cuda {
 
 constexpr int kTileBits = 28;
 constexpr uint64_t kTileMask = (uint64_t{1} << kTileBits) - 1;
-// The most work tiles of a phase are a column tile of kMaxTokens tokens each. A CTA that finds all taken may have added
-// one all the same: there is room for that.
+// A phase has at most a work tile for each 64 of kMaxTokens tokens. A CTA that finds all taken has added one all the
+// same: there is room for that.
 static_assert((kMaxTokens / kTile + 2) * 2 < int64_t{1} << kTileBits);
 
 IDSEL_DEVICE uint64_t word_of(Phase phase, int64_t tiles) {

@@ -9,7 +9,7 @@
 
 namespace idsel::cuda {
 
-// Shared memory: what the CTA keeps of its work, then what the tile needs, then what the loop needs.
+// Shared memory: what the CTA keeps of its work, then what the tile needs or, after it, the loop.
 struct CtaState {
     SchedulerBuffers scheduler;
     PickArgs pick_args;
@@ -85,9 +85,9 @@ IDSEL_DEVICE void pick_all(const KernelArgs& args) {
 // A CTA owns one work tile (64, 64) of one sample's Gram at a time, or shares it with the other CTA of its cluster. The
 // CTA that completes a sample's Gram runs the pick loop of that sample; nobody waits for it.
 // Shared memory: kSharedBytes, 54 KiB; more of it for the history of DPP.
-// Synchronises six times per work tile and group of D, twice per arrival, once per pick (Coverage: twice). Reads, per
-// sample: features N / 64 + 1 times each, then k rows of the Gram, N numbers each. Flops: 1.5 * N * N * D (norms are a
-// third of them), then O(k * N); DPP: O(k * k * N).
+// Synchronises six times per work tile, ten with two groups of D; twice per arrival, once per pick (Coverage: twice).
+// Reads, per sample: features N / 64 + 1 times each, then k rows of the Gram, N numbers each. Flops: 1.5 * N * N * D
+// (norms are a third of them; in float32 a sixth), then O(k * N); DPP: O(k * k * N).
 template <class Rule>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) gram_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     static_assert(sizeof(Rule) <= kRuleBytes);

@@ -44,6 +44,7 @@ class HistoryState {
         const int step = picks - 1;
         float* mine = history_ + static_cast<int64_t>(step) * pitch_;
         tokens.for_overlaps(history_, pitch_, step, pick, [&](int i, int j, float overlap) {
+            // Without a branch, so that the root of `score` is formed once for all tokens of a thread.
             const float e = rule_.component(quality, weights.v[i], rule_.quality(tokens.importance(i)), overlap, score);
             const float left = rule_.absorb(tokens.state(i), e);
             if (j < context.n()) mine[j] = e;  // of a token that competes no more, nobody asks for it

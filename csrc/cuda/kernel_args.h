@@ -14,7 +14,7 @@ constexpr int kWarps = kCtaThreads / 32;
 // Side of a work tile of the Gram.
 constexpr int kTile = 64;
 
-// Of D: a k-tile is what a warp multiplies between two of its loads, a slice is added up by itself, four slices are
+// Of D: a k-tile is what a warp loads of it at once for tensor cores, a slice is added up by itself, four slices are
 // added up to a group, and groups are added up last. The order depends on D alone.
 constexpr int kKTile = 32;
 constexpr int kSlices = 4;

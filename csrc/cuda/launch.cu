@@ -107,7 +107,6 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     to.diagonal_only = plan.rule.needs_similarities ? 0 : 1;
     to.rule_id = args.rule;
     with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) { std::memcpy(to.rule, &rule, sizeof rule); });
-    plan.lay_out(args.workspace, to);
     to.counters = static_cast<int32_t*>(args.counters);
     to.similarities_read = reinterpret_cast<unsigned long long*>(args.similarities_read);
     return to;

@@ -44,7 +44,7 @@ IDSEL_DEVICE void choose_panel(Context& context, MemoryTokens& tokens, int pick,
         });
         offers[offer * kCtaThreads + arch::thread()] = below = best;
     }
-    arch::cta_sync();  // all offers are there, and nobody looks for a row in the panel before
+    arch::cta_sync();  // all offers are there, and nobody looks for a row in the old panel any more
     if (arch::thread() < kPanelRows) state.panel[arch::thread()] = arch::thread() == 0 ? pick : -1;
     arch::cta_sync();
     IDSEL_UNROLL_BY(1)

@@ -109,12 +109,12 @@ IDSEL_DEVICE void pick_by_id(int32_t id, int k, RuleList<R...>) {
     (pick_if(R{}), ...);
 }
 
-// Every sample has `group` CTAs, which take work tiles of its phases: tiles of 64 columns of a panel, or of norms. What
-// a work tile is depends on N only, and what it writes on nothing but itself, so neither the size of a group nor who
-// does what changes a bit. Tokens are in the workspace, because the loop goes on in another CTA after each phase.
-// Samples of which the workspace has the whole Gram are left to gram_kernel. Shared memory: kPanelSharedBytes.
-// Synchronises as gram_kernel. Reads, per panel: features once, and kPanelRows rows of them for each column tile.
-// Flops: 2 * kPanelRows * N * D each.
+// Every sample has `group` CTAs, which take work tiles of its phases: tiles of 64 columns of a panel, of
+// norms, or of the nearest other tokens. What a work tile is depends on N only, and what it writes on nothing but
+// itself, so neither the size of a group nor who does what changes a bit. Tokens are in the workspace, because the loop
+// goes on in another CTA after each phase. Samples of which the workspace has the whole Gram are left to gram_kernel.
+// Shared memory: kPanelSharedBytes. Synchronises as gram_kernel. Reads, per panel: features once, and kPanelRows rows
+// of them for each column tile. Flops: 3 * kPanelRows * N * D each, a third of them for norms.
 template <class T>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) panel_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
     PanelState& state = panel_state();

@@ -8,6 +8,7 @@
 //   void after_first(tokens, score)        once the first pick is known, before it is absorbed
 //   bool changes(picks, score)             whether the latest pick changes priorities, so that its row is needed
 //   void absorb(context, tokens, row, picks, pick, score)  the latest of so many picks, and its weights for all tokens
+//   bool needs_nearest()                   whether its start asks for the nearest other token of each
 //   float kept()                           what it carries from CTA to CTA
 //   void restore(kept)                     sets that again
 //
@@ -17,11 +18,12 @@
 //   bool ready(context, tokens, rule, progress)  whether what comes next can be done here; false: the loop goes on in
 //                                          another CTA, once the phase that was published is over
 //   Row row(context, progress)             of the last pick
+//   float nearest(context, tokens, j)      the largest similarity of token j to another, for start()
 //   void end(context)                      after the last pick
 // clang-format on
 #pragma once
 
-#include "cuda/token_state.cuh"
+#include "cuda/row_state.cuh"
 
 namespace idsel::cuda {
 

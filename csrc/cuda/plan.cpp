@@ -55,7 +55,7 @@ Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(
     history_depth = rule.state == State::kHistory ? smaller(args.k_max, tokens) : 0;
     most_tiles = larger(1, ceil_div(tokens, kTile));
     const int64_t numbers = gram_width + history_depth + run_depth_of(*this) + kTokenNumbers + 1;
-    // One launch puts no more into its workspace than the default budget; a batch beyond it takes several.
+    // A launch of several dense samples puts no more into its workspace than the default budget.
     const int64_t each = round_up(tokens, 4) * numbers * 4;
     samples = larger(1, smaller(args.batch, kMaxSamples));
     if (!ragged) samples = larger(1, smaller(samples, IDSEL_GRAM_BUDGET_BYTES / larger(1, each)));

@@ -20,7 +20,7 @@ RuleTraits traits_of(const idsel_args& args);
 // What a sample's similarities may take, in bytes.
 int64_t gram_budget_of(const idsel_args& args);
 
-// By sizes, rule and dtype alone; what a device changes comes later and takes no more workspace.
+// By sizes and rule alone; what a device changes comes later and takes no more workspace.
 struct Plan {
     explicit Plan(const idsel_args& args);
 

@@ -46,8 +46,9 @@ struct LaneOffsets {
     uint32_t columns[8];
 };
 
-// Products of 16 rows with each of their halves: of a half with itself, the diagonal has its rows' squared norms. The
-// rest is nobody's; added to another half's sums, zeros in its place would turn what is infinite there into NaN here.
+// Two products of 16 rows, with the first 8 of them and with the others. Where 8 rows meet themselves, the diagonal has
+// their squared norms; all else is of no use. The two may not share their sums, with zeros in place of the rows that
+// are not wanted: zero times infinity is NaN.
 template <class T>
 IDSEL_DEVICE void add_norms(float (&halves)[2][4], const Word4& top, const Word4& bottom, int half) {
     const auto add = [&](float (&sums)[4], const Word4& by) {
@@ -71,7 +72,7 @@ template <class T>
 class TensorCoreMath {
   public:
     using Element = T;
-    static constexpr int kRows = 4, kColumns = 8;  // pointers
+    static constexpr int kRows = 4, kColumns = 8;  // of which a lane loads 16 bytes each
     static constexpr int kStep = kKTile;
 
     struct Operands {

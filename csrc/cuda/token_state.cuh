@@ -17,7 +17,8 @@
 //   Weights load(row)               this thread's part of a row of weights
 //   void at(slot, use)              use(slot), with a slot that is a constant where it has to be one
 //   void for_overlaps(history, pitch, picks, pick, use)  use(slot, token, sum over earlier picks of history(pick) *
-//                                   history(token)), for each of this thread's tokens
+//                                   history(token)), for each of this thread's tokens; some may lie beyond n
+//   void begin_records(context)     before the first of
 //   void record(context, step, pick, score)  one pick, by all threads
 //   void flush(context, picks)      the outputs of the sample, after the last
 // clang-format on
@@ -287,6 +288,7 @@ class MemoryTokens {
     IDSEL_DEVICE void read(const Context& context) {
         for_each([&](int j, int) {
             const TokenInput token = token_input(context, j);
+            // Whether it has a priority is the key's to say.
             const Tier there = token.usable ? Tier::kNoPriority : Tier::kUnusable;
             tier_[j] = token.there ? there : Tier::kNotThere;
             number(kImportance, j) = token.importance;

@@ -1,4 +1,5 @@
-// All rules, in the order of their ids. Engines instantiate what they need from this list; no other C++ file has one.
+// All rules, in the order of their ids. Engines instantiate what they need from this list; csrc/cuda/launch.cu
+// declares a kernel for each.
 #pragma once
 
 #include "rules/coverage.h"

@@ -2,13 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
-#include <vector>
 
 #include "cuda/vector_types.h"
 #include "emulator.h"
@@ -47,8 +44,6 @@ inline uint32_t float_as_uint(float value) {
 // --- Synchronisation -------------------------------------------------------------------------------------------------
 
 inline void cta_sync(int line = __builtin_LINE()) { emulator::barrier(line); }
-// Lanes are in step with one another at exchanges only, so memory that they share needs no more.
-inline void warp_sync() {}
 
 // Other CTAs may get in before anything is added or published.
 inline int32_t atom_add_acq_rel(int32_t* counter, int32_t value) {

@@ -1,6 +1,7 @@
 // Changing stacks takes nanoseconds in assembly and most of a microsecond with ucontext, which asks the kernel.
 #include "fiber.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 

@@ -1,7 +1,6 @@
 // A function with a stack of its own, which can pause in the middle.
 #pragma once
 
-#include <cstddef>
 #include <memory>
 
 namespace idsel::emulator {

@@ -110,12 +110,13 @@ typedef struct idsel_args {
     void* stream;   /* CUDA: cudaStream_t of the current device */
 
     /* CUDA: the most bytes that the similarities of a sample (of a ragged batch: of all its tokens) may take. Beyond
-     * it only a part of them is kept at a time. 0: the default, 1 GiB. */
+     * it only a part of them is kept at a time. 0: the default, 1 GiB; at most 16 GiB are used. */
     int64_t gram_budget;
 
     idsel_stats* stats; /* CPU: (B,), or NULL */
 
-    /* CUDA: (B,) on the device, or NULL. How many similarities the picks of a sample have read is added there. */
+    /* CUDA: (B,) on the device, or NULL. How many similarities the picks of a sample have read of a Gram
+     * that is kept is added there. */
     uint64_t* similarities_read;
 } idsel_args;
 
@@ -157,7 +158,7 @@ IDSEL_API idsel_status idsel_select(const idsel_args* args);
 /* Device memory that `args` needs as workspace, or -1 for invalid arguments. 0 on the CPU. */
 IDSEL_API int64_t idsel_workspace_bytes(const idsel_args* args);
 
-/* Fills in `plan` from the sizes, rule and dtype of a CUDA call; fails where it cannot run. */
+/* Fills in `plan` from the sizes and rule of a CUDA call; fails where it cannot run. */
 IDSEL_API idsel_status idsel_cuda_plan(const idsel_args* args, idsel_plan* plan);
 
 /* Whether this library has code for a CUDA device, and the device is there; idsel_last_error() says why not. -1 asks
