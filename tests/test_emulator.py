@@ -250,6 +250,21 @@ MUTATIONS = {
 }
 
 
+def _run_native(sources: Path, build: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The native test program of the device code in `sources`, built in `build` and run."""
+    options = [f"-DIDSEL_EMULATOR_SOURCES={sources}", "-DIDSEL_EMULATOR=ON", "-DIDSEL_EMULATOR_UNITY=ON"]
+    emulated.run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
+    emulated.run("cmake", "--build", str(build), "--target", "test_emulated")
+    program = build / "tests" / "emulator" / "test_emulated"
+    return subprocess.run([program, *words], capture_output=True, text=True, check=False)
+
+
+# One build folder for all that follow: only the device code is built again.
+def test_native_program_passes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    done = _run_native(ROOT / "csrc", tmp_path_factory.getbasetemp() / "mutations" / "build")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_mutation_is_caught(mutation: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "mutations"
@@ -262,12 +277,6 @@ def test_mutation_is_caught(mutation: str, tmp_path_factory: pytest.TempPathFact
         assert text.count(old) == 1, f"{name} has changed: {old!r}"
         text = text.replace(old, new)
     (sources / "cuda" / name).write_text(text)
-    # One folder for all: only the device code is built again.
-    build = folder / "build"
-    options = [f"-DIDSEL_EMULATOR_SOURCES={sources}", "-DIDSEL_EMULATOR=ON", "-DIDSEL_EMULATOR_UNITY=ON"]
-    emulated.run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
-    emulated.run("cmake", "--build", str(build), "--target", "test_emulated")
-    program = build / "tests" / "emulator" / "test_emulated"
-    done = subprocess.run([program, "quick"], capture_output=True, text=True, check=False)
+    done = _run_native(sources, folder / "build", "quick")
     assert done.returncode == 1, f"{mutation} went unnoticed"
     assert "test_emulated.cpp" in done.stderr or "calls.h" in done.stderr
