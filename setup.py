@@ -165,8 +165,18 @@ def _find_nvcc() -> str:
 
 
 setup(
-    packages=["idsel_kernels", "idsel_kernels._cli", "idsel_kernels.engines", "idsel_kernels.triton_impl"],
-    package_dir={"idsel_kernels": "idsel_kernels", "idsel_kernels.triton_impl": "triton_impl"},
+    packages=[
+        "_idsel_start",
+        "idsel_kernels",
+        "idsel_kernels._cli",
+        "idsel_kernels.engines",
+        "idsel_kernels.triton_impl",
+    ],
+    package_dir={
+        "_idsel_start": "idsel_kernels/_cli/start",  # outside the package, which imports torch
+        "idsel_kernels": "idsel_kernels",
+        "idsel_kernels.triton_impl": "triton_impl",
+    },
     ext_modules=[CMakeExtension("idsel_kernels._core")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -17,9 +17,8 @@ except Exception as _error:  # a broken install raises OSError and others, not o
         ) from _cause
 
 else:
-    from . import importance, inputs, testing
+    from . import budgets, importance, inputs, testing
     from .api import (
-        Selection,
         coverage_select,
         dpp_select,
         explain,
@@ -31,7 +30,10 @@ else:
         topk_select,
     )
     from .dispatch import Explanation, UnsupportedProblem, available_backends, use_backend
+    from .merging import Merged, bipartite_pairing, merge
+    from .pruning import Pruned, prune
     from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+    from .selection import Selection
 
 __all__ = [
     "DPP",
@@ -41,12 +43,16 @@ __all__ = [
     "HardSuppress",
     "IDSelection",
     "MaxMin",
+    "Merged",
+    "Pruned",
     "Rule",
     "Selection",
     "TopK",
     "UnsupportedProblem",
     "__version__",
     "available_backends",
+    "bipartite_pairing",
+    "budgets",
     "coverage_select",
     "dpp_select",
     "explain",
@@ -54,8 +60,10 @@ __all__ = [
     "importance",
     "inputs",
     "maxmin_select",
+    "merge",
     "mmr_select",
     "nms_select",
+    "prune",
     "select",
     "testing",
     "topk_select",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import torch
 from typing_extensions import Unpack
 
 from . import checks, dispatch, ops
+from .counts import Count, resolve
 from .problem import Inputs, Problem
-from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, by_name
+from .selection import Selection
 
 __all__ = [
-    "Selection",
     "coverage_select",
     "dpp_select",
     "explain",
@@ -21,28 +21,17 @@ __all__ = [
     "maxmin_select",
     "mmr_select",
     "nms_select",
+    "prepare",
+    "run",
     "select",
     "topk_select",
 ]
 
 
-class Selection(NamedTuple):
-    """The picks of every sample.
-
-    Attributes:
-        indices: (B, k) int64, positions within the sample in pick order (ascending with `sort=True`); -1 pads
-            where fewer than k tokens exist.
-        scores: (B, k) float32, the priority at which each token was picked; -inf where a token was picked for
-            want of others (see `select`) and where padded.
-    """
-
-    indices: torch.Tensor
-    scores: torch.Tensor
-
-
 class Options(TypedDict, total=False):
     """The keyword arguments that the shorthands hand on to `select`, with its meanings and defaults."""
 
+    k_max: int | None
     mask: torch.Tensor | None
     cu_seqlens: torch.Tensor | None
     sort: bool
@@ -52,10 +41,12 @@ class Options(TypedDict, total=False):
 
 def select(
     features: torch.Tensor,
-    k: int | Sequence[int],
-    rule: Rule = IDSelection(),
+    k: Count | None = None,
+    rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     *,
+    keep_ratio: float | None = None,
+    k_max: int | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     sort: bool = False,
@@ -67,19 +58,26 @@ def select(
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
             directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
-        k: tokens to keep, >= 0: an int, or a list of B ints. Where fewer tokens exist the output is padded.
-        rule: how priorities start and change; `IDSelection()` unless given.
+        k: tokens to keep, >= 0: an int, or a sequence of B ints. Or an integer tensor on the device of features, (B,)
+            or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or a compiled
+            program can be given other budgets. Where fewer tokens exist the output is padded.
+        rule: how priorities start and change, or its name as on the command line ("id", "mmr", "maxmin", "nms", "dpp",
+            "coverage", "topk") for the published parameters; `IDSelection()` unless given.
         importance: (B, N), or (N,) with (N, D) features, or (T,); any floating dtype, higher is better. Required by
             every rule but `MaxMin` and `Coverage`. +inf counts as the largest float32 (`DPP`: as 2**63, and for
             `Coverage` importance**alpha as within ±2**100, so that priorities stay finite).
+        keep_ratio: in (0, 1], in place of k: that share of each sample's tokens (those that exist: inside the sample
+            and not masked), rounded half to even, at least 1.
+        k_max: width of the outputs where k is a tensor, its upper bound: below 0 counts as 0, above as `k_max`. With
+            `keep_ratio` and a mask or a ragged batch it may be given too; else it is the share of N, or of T.
         mask: bool, shaped like importance. False takes the token out of the problem altogether.
-        cu_seqlens: (B+1,) int32 on the device of features, for a ragged batch: sample b is the rows
-            cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample.
+        cu_seqlens: (B+1,) int32 or int64 on the device of features, for a ragged batch: sample b is the rows
+            cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample. int32 saves a conversion.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
         validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
-            importance, negative importance for `Coverage`, and `cu_seqlens` raise instead of following the
-            policy below.
+            importance, negative importance for `Coverage`, `cu_seqlens` and a k on the device raise instead of
+            following the policy below.
 
     Returns:
         `Selection(indices, scores)`, always batched: an (N, D) input gives (1, k). Neither requires grad.
@@ -103,22 +101,33 @@ def select(
         >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5])).indices
         tensor([[0, 2]])
     """
-    inputs, counts = prepare(features, k, rule, importance, mask, cu_seqlens, sort, backend)
+    inputs, counts, rule = prepare(
+        features, k, rule, importance, mask, cu_seqlens, sort, backend, keep_ratio=keep_ratio, k_max=k_max
+    )
+    return run(inputs, counts, rule, sort, backend, validate)
+
+
+def run(inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str | None, validate: bool) -> Selection:
+    """`select` on what `prepare` returns, through the operator where something is watching operators."""
     checks.check_flag("validate", validate)
     if ops.must_trace(*inputs):
+        features, importance, mask, cu_seqlens, device_counts = inputs
         rule_id, params = rule.encode()
-        companions = inputs.importance, inputs.mask, inputs.cu_seqlens
-        return Selection(*ops.call(inputs.features, counts, rule_id, params, *companions, sort, backend, validate))
+        companions = importance, mask, cu_seqlens
+        answer = ops.select(features, counts, rule_id, params, *companions, sort, backend, validate, device_counts)
+        return Selection(*answer)
     problem = Problem.of(inputs, rule, counts, sort)
     return Selection(*dispatch.execute(problem, inputs, backend, validate))
 
 
 def explain(
     features: torch.Tensor,
-    k: int | Sequence[int],
-    rule: Rule = IDSelection(),
+    k: Count | None = None,
+    rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     *,
+    keep_ratio: float | None = None,
+    k_max: int | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     sort: bool = False,
@@ -127,7 +136,8 @@ def explain(
     """Says which engine and algorithm `select` would use for the same arguments, and why; runs nothing.
 
     Args:
-        features, k, rule, importance, mask, cu_seqlens, sort, backend: as for `select`; no values are read.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, sort, backend: as for `select`; no values
+            are read.
 
     Returns:
         An `Explanation`; print it.
@@ -140,21 +150,27 @@ def explain(
         >>> idsel.explain(torch.eye(3), 2, rule=idsel.MaxMin(), backend="torch").backend
         'torch'
     """
-    inputs, counts = prepare(features, k, rule, importance, mask, cu_seqlens, sort, backend)
+    inputs, counts, rule = prepare(
+        features, k, rule, importance, mask, cu_seqlens, sort, backend, keep_ratio=keep_ratio, k_max=k_max
+    )
     return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort), backend)
 
 
 def prepare(
     features: torch.Tensor,
-    k: int | Sequence[int],
-    rule: Rule,
+    k: Count | None,
+    rule: Rule | str,
     importance: torch.Tensor | None,
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     sort: bool,
     backend: str | None,
-) -> tuple[Inputs, list[int]]:
-    """Everything checked that needs no values, and a single sample given a batch axis."""
+    *,
+    keep_ratio: float | None = None,
+    k_max: int | None = None,
+) -> tuple[Inputs, list[int], Rule]:
+    """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name."""
+    rule = by_name(rule)() if isinstance(rule, str) else rule
     checks.check_rule(rule)
     checks.check_flag("sort", sort)
     if backend is not None:
@@ -165,7 +181,8 @@ def prepare(
         inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask))
     checks.check_inputs(inputs, rule, batched)
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return inputs, checks.normalise_k(k, batch)
+    counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch)
+    return inputs if device_counts is None else inputs._replace(counts=device_counts), counts, rule
 
 
 def _is_strided(value: object) -> bool:
@@ -178,7 +195,7 @@ def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
 
 def id_select(
     features: torch.Tensor,
-    k: int | Sequence[int],
+    k: Count,
     importance: torch.Tensor,
     *,
     gamma: float = 20.0,
@@ -197,7 +214,7 @@ def id_select(
 
 def mmr_select(
     features: torch.Tensor,
-    k: int | Sequence[int],
+    k: Count,
     importance: torch.Tensor,
     *,
     lam: float = 0.5,
@@ -215,7 +232,7 @@ def mmr_select(
 
 
 def maxmin_select(
-    features: torch.Tensor, k: int | Sequence[int], *, start: int | None = None, **options: Unpack[Options]
+    features: torch.Tensor, k: Count, *, start: int | None = None, **options: Unpack[Options]
 ) -> Selection:
     """DivPrune (CVPR 2025): `select` with `MaxMin(start)`.
 
@@ -229,7 +246,7 @@ def maxmin_select(
 
 def nms_select(
     features: torch.Tensor,
-    k: int | Sequence[int],
+    k: Count,
     importance: torch.Tensor,
     *,
     threshold: float = 0.8,
@@ -250,7 +267,7 @@ def nms_select(
 
 def dpp_select(
     features: torch.Tensor,
-    k: int | Sequence[int],
+    k: Count,
     importance: torch.Tensor,
     *,
     eps: float = 1e-6,
@@ -268,11 +285,11 @@ def dpp_select(
 
 def coverage_select(
     features: torch.Tensor,
-    k: int | Sequence[int],
+    k: Count,
     importance: torch.Tensor | None = None,
     *,
     alpha: float = 1.0,
-    combine: str = "mul",
+    combine: Combine = "mul",
     **options: Unpack[Options],
 ) -> Selection:
     """SCOPE: `select` with `Coverage(alpha, combine)`; importance is the saliency, 1 everywhere unless given.
@@ -285,9 +302,7 @@ def coverage_select(
     return select(features, k, Coverage(alpha, combine), importance, **options)
 
 
-def topk_select(
-    features: torch.Tensor, k: int | Sequence[int], importance: torch.Tensor, **options: Unpack[Options]
-) -> Selection:
+def topk_select(features: torch.Tensor, k: Count, importance: torch.Tensor, **options: Unpack[Options]) -> Selection:
     """The k most important tokens (FastV, FasterVLM): `select` with `TopK()`.
 
     Example:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,18 @@ import torch
 from .problem import Inputs, Problem
 from .rules import Coverage, HardSuppress, MaxMin, Rule
 
-__all__ = ["check_backend", "check_flag", "check_inputs", "check_rule", "check_values", "normalise_k"]
+__all__ = [
+    "check_after_picks",
+    "check_backend",
+    "check_choice",
+    "check_flag",
+    "check_hidden",
+    "check_inputs",
+    "check_merge",
+    "check_pairing",
+    "check_rule",
+    "check_values",
+]
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPORTANCE_DTYPES = (*FEATURE_DTYPES, torch.float64)
@@ -24,7 +34,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
 
     `batched` False words the messages for features given as (N, D).
     """
-    features, importance, mask, cu_seqlens = inputs
+    features, importance, mask, cu_seqlens, _counts = inputs
     _check_features(features, cu_seqlens, batched)
     if importance is not None:
         _check_companion("importance", importance, features, cu_seqlens, batched)
@@ -44,7 +54,8 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
 def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
     _check_tensor("features", features)
     if features.dtype not in FEATURE_DTYPES:
-        raise TypeError(f"features must be float32, float16 or bfloat16, got {features.dtype}")
+        hint = "; pass .float()" if features.dtype is torch.float64 else ""
+        raise TypeError(f"features must be float32, float16 or bfloat16, got {features.dtype}{hint}")
     if cu_seqlens is None:
         if features.dim() not in (2, 3):
             raise ValueError(f"features must be (B, N, D) or (N, D), got shape {_shape(features)}")
@@ -59,37 +70,137 @@ def _check_cu_seqlens(cu_seqlens: torch.Tensor, features: torch.Tensor) -> None:
     _check_tensor("cu_seqlens", cu_seqlens)
     if features.dim() != 2:
         raise ValueError(f"features must be (T, D) with cu_seqlens, got shape {_shape(features)}")
-    if cu_seqlens.dtype is not torch.int32:
-        raise TypeError(f"cu_seqlens must be torch.int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be torch.int32 or torch.int64, got {cu_seqlens.dtype}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must be (B+1,), got shape {_shape(cu_seqlens)}")
     _check_device("cu_seqlens", cu_seqlens, features)
 
 
 def _check_companion(
-    name: str, value: Any, features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool
+    name: str,
+    value: Any,
+    features: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+    batched: bool,
+    whose: str = "features",
 ) -> None:
     _check_tensor(name, value)
     wanted = features.shape[:-1]
     if value.shape != wanted:
         axes = "(T,)" if cu_seqlens is not None else "(B, N)" if batched else "(N,)"
         size, got = (tuple(wanted), _shape(value)) if batched else (tuple(wanted[1:]), _shape(value)[1:])
-        raise ValueError(f"{name} must be {axes} = {size} to match features, got {got}")
-    _check_device(name, value, features)
+        raise ValueError(f"{name} must be {axes} = {size} to match {whose}, got {got}")
+    _check_device(name, value, features, whose)
+
+
+def check_hidden(hidden: Any, cu_seqlens: torch.Tensor | None) -> None:
+    """Hidden states of any dtype: (B, N, C) or (N, C), or (T, C) with `cu_seqlens`."""
+    _check_tensor("hidden", hidden)
+    if cu_seqlens is not None:
+        _check_tensor("cu_seqlens", cu_seqlens)
+    wanted, axes = ((2,), "(T, C) with cu_seqlens") if cu_seqlens is not None else ((2, 3), "(B, N, C) or (N, C)")
+    if hidden.dim() not in wanted:
+        raise ValueError(f"hidden must be {axes}, got shape {_shape(hidden)}")
+
+
+def check_merge(
+    hidden: torch.Tensor,
+    features: torch.Tensor,
+    indices: torch.Tensor,
+    how: Any,
+    hows: Sequence[str],
+    beta: Any,
+    mask: torch.Tensor | None,
+    receivers: torch.Tensor | None,
+    sizes: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+) -> None:
+    """The arguments of `merge`, given a batch axis, against each other."""
+    check_choice("how", how, hows)
+    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
+        raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
+    _check_tensor("features", features)
+    for name, value in (("hidden", hidden), ("features", features)):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point to be merged, got {value.dtype}")
+    if features.shape[:-1] != hidden.shape[:-1] or features.shape[-1] == 0:
+        wanted = f"({', '.join(str(size) for size in hidden.shape[:-1])}, D) with D >= 1"
+        raise ValueError(f"features must be {wanted} to match hidden, got {_shape(features)}")
+    _check_device("features", features, hidden, "hidden")
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, hidden)
+    batch = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if indices.dim() != 2 or indices.shape[0] != batch or indices.dtype is not torch.int64:
+        got = f"{_shape(indices)} {indices.dtype}"
+        raise ValueError(f"sel.indices must be (B, k) int64 with B = {batch} to match hidden, got {got}")
+    _check_device("sel.indices", indices, hidden, "hidden")
+    for companion, values, is_bool in (("mask", mask, True), ("receivers", receivers, True), ("sizes", sizes, False)):
+        if values is not None:
+            _check_companion(companion, values, hidden, cu_seqlens, True, "hidden")
+            if is_bool and values.dtype is not torch.bool:
+                raise TypeError(f"{companion} must be torch.bool, got {values.dtype}")
+
+
+def check_pairing(features: Any, r: Any, class_token: Any) -> None:
+    """The arguments of `bipartite_pairing`."""
+    _check_tensor("features", features)
+    if features.dtype not in FEATURE_DTYPES or features.dim() not in (2, 3) or features.shape[-1] == 0:
+        got = f"{_shape(features)} {features.dtype}"
+        raise ValueError(f"features must be (B, N, D) or (N, D) in float32, float16 or bfloat16, D >= 1, got {got}")
+    if isinstance(r, bool) or not isinstance(r, int) or r < 0:
+        raise ValueError(f"r must be an int >= 0, got {r!r}")
+    check_flag("class_token", class_token)
+
+
+def check_after_picks(
+    hidden: torch.Tensor,
+    features: torch.Tensor,
+    protect: Any,
+    position_ids: Any,
+    cu_seqlens: torch.Tensor | None,
+) -> None:
+    """What `prune` takes beyond the arguments of `select`, given a batch axis."""
+    if hidden.shape[:-1] != features.shape[:-1]:
+        wanted, got = tuple(hidden.shape[:-1]), tuple(features.shape[:-1])
+        raise ValueError(f"features must have the tokens of hidden, {wanted}, got {got}")
+    _check_device("features", features, hidden, "hidden")
+    if protect is not None:
+        _check_companion("protect", protect, hidden, cu_seqlens, True, "hidden")
+        if protect.dtype is not torch.bool:
+            raise TypeError(f"protect must be torch.bool (True = always kept), got {protect.dtype}")
+    if position_ids is not None:
+        _check_position_ids(position_ids, hidden, cu_seqlens)
+
+
+def _check_position_ids(position_ids: Any, hidden: torch.Tensor, cu_seqlens: torch.Tensor | None) -> None:
+    """Positions whose last axes are those of the tokens."""
+    _check_tensor("position_ids", position_ids)
+    _check_device("position_ids", position_ids, hidden, "hidden")
+    shape, tokens = _shape(position_ids), hidden.shape[-2]
+    if not shape or shape[-1] != tokens:
+        name = "N" if cu_seqlens is None else "T"
+        raise ValueError(f"position_ids must have {name} = {tokens} as its last axis, got shape {shape}")
+    if cu_seqlens is None and len(shape) > 1 and shape[-2] not in (1, hidden.shape[0]):
+        raise ValueError(
+            f"position_ids must be (N,) or (..., B, N) with B = {hidden.shape[0]}, or 1 for all samples, got {shape}"
+        )
 
 
 def _check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if any(kind.__name__ == "DTensor" for kind in type(value).__mro__):
+        raise TypeError(f"{name} must not be a DTensor; pass the tensors of this rank, {name}.to_local()")
     if value.is_nested:
         raise TypeError(f"{name} must not be a nested tensor; pass its values with cu_seqlens")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
 
 
-def _check_device(name: str, value: torch.Tensor, features: torch.Tensor) -> None:
+def _check_device(name: str, value: torch.Tensor, features: torch.Tensor, whose: str = "features") -> None:
     if value.device != features.device:
-        raise ValueError(f"{name} must be on the device of features ({features.device}), got {value.device}")
+        raise ValueError(f"{name} must be on the device of {whose} ({features.device}), got {value.device}")
 
 
 def _shape(value: torch.Tensor) -> tuple[int, ...]:
@@ -115,7 +226,15 @@ def check_rule(rule: Any) -> None:
         return
     if isinstance(rule, type) and issubclass(rule, Rule):
         raise TypeError(f"rule must be an instance, got the class {rule.__name__}; write {rule.__name__}(...)")
-    raise TypeError(f"rule must be a rule such as IDSelection(), got {rule!r}")
+    if isinstance(rule, torch.Tensor):
+        raise TypeError("rule must be a rule such as IDSelection(), got a tensor; did you mean importance=?")
+    raise TypeError(f"rule must be a rule such as IDSelection() or the name of one, got {rule!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of a few words."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -132,32 +251,13 @@ def check_backend(name: Any, known: Sequence[str], source: str = "backend") -> N
         raise ValueError(f"{source} must be one of {', '.join(known)}, got {name!r}")
 
 
-def normalise_k(k: Any, batch: int) -> list[int]:
-    """`k` as a list of one count for all samples, or of one count per sample."""
-    if not isinstance(k, (list, tuple)):
-        return [_check_count("k", k)]
-    if len(k) != batch:
-        raise ValueError(f"k must be an int or a list of B = {batch} ints, got a list of {len(k)}")
-    # An empty list would leave the width of the output open.
-    return [_check_count(f"k[{i}]", count) for i, count in enumerate(k)] or [0]
-
-
-def _check_count(name: str, value: Any) -> int:
-    if not isinstance(value, (int, torch.SymInt)) and isinstance(value, numbers.Integral):
-        value = int(value)  # a NumPy integer
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        hint = "; for a fraction pass round(fraction * N)" if isinstance(value, float) else ""
-        hint = "; .item() or .tolist() makes one" if isinstance(value, torch.Tensor) else hint
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}{hint}")
-    if value < 0:
-        raise ValueError(f"{name} must be >= 0, got {value}")
-    return value  # type: ignore[return-value]  # a SymInt under tracing
-
-
 def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
-    """Checks that read values: `cu_seqlens` where that costs no device sync, everything with `validate`."""
-    if inputs.cu_seqlens is not None and (validate or inputs.cu_seqlens.device.type == "cpu"):
+    """Checks that read values: `cu_seqlens` and `k` where that costs no device sync, everything with `validate`."""
+    read = validate or problem.device.type == "cpu"
+    if read and inputs.cu_seqlens is not None:
         _check_offsets(inputs.cu_seqlens.tolist(), problem)
+    if read and inputs.counts is not None:
+        _check_counts(inputs.counts.tolist(), problem.k_max)
     if not validate:
         return
     # Masked tokens are no part of the problem, so they may hold anything.
@@ -167,6 +267,12 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
         _check_finite("importance", "token", torch.isfinite(inputs.importance) | ignored)
         if isinstance(problem.rule, Coverage) and bool(((inputs.importance < 0) & ~ignored).any()):
             raise ValueError("importance must be >= 0 for Coverage, got a negative one")
+
+
+def _check_counts(counts: list[int], k_max: int) -> None:
+    for sample, count in enumerate(counts):
+        if not 0 <= count <= k_max:
+            raise ValueError(f"k[{sample}] must be in [0, k_max = {k_max}], got {count}")
 
 
 def _check_offsets(offsets: list[int], problem: Problem) -> None:

@@ -1,4 +1,5 @@
-"""The operator `torch.ops.idsel.select`, for everything that traces: compile, export, fake tensors, dispatch modes.
+"""The operators `torch.ops.idsel.select` and `torch.ops.idsel.merge`, for everything that traces: compile, export, fake
+tensors, dispatch modes.
 
 An eager call on plain tensors does not come through here: crossing the dispatcher from Python costs more than
 the whole host side of a launch (docs/decisions.md).
@@ -6,18 +7,24 @@ the whole host side of a launch (docs/decisions.md).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import checks, dispatch
+from .combine import combine
+from .counts import device_counts, host_counts
 from .problem import Inputs, Problem
 from .rules import decode
+from .selection import gather_rows
 
-__all__ = ["call", "must_trace"]
+__all__ = ["merge", "must_trace", "select"]
 
 _SCHEMA = (
     "select(Tensor features, SymInt[] k, int rule_id, float[] params, Tensor? importance=None, "
-    "Tensor? mask=None, Tensor? cu_seqlens=None, bool sort=False, str? backend=None, bool validate=False)"
+    "Tensor? mask=None, Tensor? cu_seqlens=None, bool sort=False, str? backend=None, bool validate=False, "
+    "Tensor? counts=None)"
     " -> (Tensor indices, Tensor scores)"
 )
 
@@ -37,16 +44,19 @@ def _select(
     sort: bool = False,
     backend: str | None = None,
     validate: bool = False,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks again: a compiled graph meets new tensors, and the operator can be called without the public function."""
-    inputs, rule = Inputs(features, importance, mask, cu_seqlens), decode(rule_id, params)
+    inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts), decode(rule_id, params)
     checks.check_inputs(inputs, rule)
     if cu_seqlens is None and features.dim() != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    problem = Problem.of(inputs, rule, checks.normalise_k(k[0] if len(k) == 1 else list(k), batch), sort)
+    if counts is not None:
+        inputs = inputs._replace(counts=device_counts(counts, inputs, batch))
+    problem = Problem.of(inputs, rule, host_counts(k[0] if len(k) == 1 else list(k), batch), sort)
     return dispatch.execute(problem, inputs, backend, validate)
 
 
@@ -61,6 +71,7 @@ def _select_fake(
     sort: bool = False,
     backend: str | None = None,
     validate: bool = False,
+    counts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     width = k[0] if len(k) == 1 else max(k)
@@ -78,6 +89,51 @@ def _select_without_autograd(*args: object, **kwargs: object) -> tuple[torch.Ten
 _library.impl("select", _select, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _library.impl("select", _select_without_autograd, "Autograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("idsel::select", _select_fake, lib=_library)
+
+
+# --- merge -----------------------------------------------------------------------------------------------------------
+
+_library.define(  # type: ignore[no-untyped-call]
+    "merge(Tensor hidden, Tensor features, Tensor indices, Tensor? mask, Tensor? receivers, Tensor? sizes, "
+    "Tensor? cu_seqlens, str how, float beta, SymInt? max_seqlen)"
+    " -> (Tensor hidden, Tensor sizes, Tensor assignment, Tensor weights)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _merge_fake(
+    hidden: torch.Tensor, features: torch.Tensor, indices: torch.Tensor, *rest: object
+) -> tuple[torch.Tensor, ...]:
+    wide = torch.float64 if features.dtype is torch.float64 else torch.float32
+    return (
+        hidden.new_empty((*indices.shape, hidden.shape[-1])),
+        hidden.new_empty(indices.shape, dtype=torch.float32),
+        hidden.new_empty(hidden.shape[:-1], dtype=torch.int64),
+        hidden.new_empty(hidden.shape[:-1], dtype=wide),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(output[2], output[3], inputs[6])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _merge_backward(ctx: Any, grad: torch.Tensor, *_: object) -> tuple[torch.Tensor | None, ...]:
+    """A token gets the gradient of the row that it was added to, times its weight there."""
+    assignment, weights, cu_seqlens = ctx.saved_tensors
+    if cu_seqlens is not None:
+        tokens = torch.arange(len(assignment), device=assignment.device)
+        sample = (torch.searchsorted(cu_seqlens, tokens, right=True) - 1).clamp(0, grad.shape[0] - 1)
+        assignment = torch.where(assignment < 0, -1, sample * grad.shape[1] + assignment)
+        rows = gather_rows(grad.flatten(0, 1)[None], assignment[None])[0]
+    else:
+        rows = gather_rows(grad, assignment)
+    return (rows * weights[..., None]).to(grad.dtype), *[None] * 9
+
+
+_library.impl("merge", combine, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("idsel::merge", _merge_fake, lib=_library)
+torch.library.register_autograd("idsel::merge", _merge_backward, setup_context=_save_for_backward, lib=_library)
 
 
 def must_trace(*tensors: torch.Tensor | None) -> bool:
@@ -99,4 +155,5 @@ def must_trace(*tensors: torch.Tensor | None) -> bool:
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
-call = torch.ops.idsel.select.default
+select = torch.ops.idsel.select.default
+merge = torch.ops.idsel.merge.default

@@ -15,24 +15,27 @@ class Inputs(NamedTuple):
     """The tensors of a call, checked and in the one layout engines see.
 
     Dense: features (B, N, D), importance (B, N), mask (B, N). Ragged: features (T, D), importance (T,), mask (T,)
-    and cu_seqlens (B+1,) int32, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1].
+    and cu_seqlens (B+1,) int32 or int64, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1]. `counts` (B,) int32
+    or int64 is a k that lies on the device.
     """
 
     features: torch.Tensor
     importance: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
 
 
 class Problem(NamedTuple):
     """Frozen description of one call; a tuple, because a frozen dataclass takes 2 µs longer to make.
 
-    `tokens` is N of a dense batch and the total T of a ragged one; `k` holds one count for all samples, or one
-    per sample.
+    `tokens` is N of a dense batch and the total T of a ragged one. `k` holds one count for all samples, or one per
+    sample; where the counts lie on the device, their upper bound. `k_max` is the width of the outputs.
     """
 
     rule: Rule
     k: tuple[int, ...]
+    k_max: int
     batch: int
     tokens: int
     dim: int
@@ -41,15 +44,17 @@ class Problem(NamedTuple):
     ragged: bool = False
     has_importance: bool = False
     has_mask: bool = False
+    has_counts: bool = False
     sort: bool = False
 
     @classmethod
     def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
-        features, importance, mask, cu_seqlens = inputs
+        features, importance, mask, cu_seqlens, counts = inputs
         ragged = cu_seqlens is not None
         return cls(
             rule=rule,
             k=tuple(k),
+            k_max=max(k),
             batch=cu_seqlens.shape[0] - 1 if cu_seqlens is not None else features.shape[0],
             tokens=features.shape[-2],
             dim=features.shape[-1],
@@ -58,13 +63,9 @@ class Problem(NamedTuple):
             ragged=ragged,
             has_importance=importance is not None,
             has_mask=mask is not None,
+            has_counts=counts is not None,
             sort=sort,
         )
-
-    @property
-    def k_max(self) -> int:
-        """Width of the outputs."""
-        return max(self.k)
 
     @property
     def k_per_sample(self) -> list[int]:

@@ -13,12 +13,13 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 __all__ = [
     "DPP",
     "MMR",
     "RULES",
+    "Combine",
     "Coverage",
     "HardSuppress",
     "IDSelection",
@@ -27,6 +28,7 @@ __all__ = [
     "State",
     "Tier",
     "TopK",
+    "by_name",
     "decode",
 ]
 
@@ -289,6 +291,10 @@ class DPP(Rule):
         return [float(self.eps)]
 
 
+Combine = Literal["mul", "add"]
+"""How `Coverage` joins gain and saliency; a number at every boundary, its position here."""
+
+
 @dataclass(frozen=True)
 class Coverage(Rule):
     """Facility location times saliency: SCOPE (arXiv 2510.24214), as in the official code.
@@ -311,12 +317,12 @@ class Coverage(Rule):
     """
 
     alpha: float = 1.0
-    combine: str = "mul"
+    combine: Combine = "mul"
     rule_id: ClassVar[int] = 5
     state: ClassVar[State] = State.COVERAGE
     needs_importance: ClassVar[bool] = False
 
-    _COMBINE: ClassVar[tuple[str, str]] = ("mul", "add")
+    _COMBINE: ClassVar[tuple[Combine, ...]] = get_args(Combine)
 
     def __post_init__(self) -> None:
         _check_number("Coverage", "alpha", self.alpha, low=0.0)
@@ -350,6 +356,23 @@ RULES: dict[str, type[Rule]] = {
 }
 
 _BY_ID = {rule.rule_id: rule for rule in RULES.values()}
+
+
+def by_name(name: str) -> type[Rule]:
+    """The rule with this short name or class name, in any case.
+
+    Raises:
+        ValueError: no rule has this name.
+
+    Example:
+        >>> by_name("nms").__name__, by_name("MaxMin").short_name
+        ('HardSuppress', 'maxmin')
+    """
+    known = {key.lower(): rule for full, rule in RULES.items() for key in (rule.short_name, full)}
+    if name.lower() not in known:
+        short = ", ".join(rule.short_name for rule in RULES.values())
+        raise ValueError(f"rule must be one of {short} or a class name, got {name!r}")
+    return known[name.lower()]
 
 
 def decode(rule_id: int, params: Sequence[float]) -> Rule:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import api, checks, dispatch
+from .counts import Count
 from .engines.reference import (
     Batch,
     RuleState,
@@ -27,6 +28,7 @@ from .engines.reference import (
 from .inputs import Case, clustered, exact, near_duplicates, picture, ragged
 from .problem import Inputs, Problem
 from .rules import IDSelection, Rule, State, Tier
+from .selection import Selection
 
 # The makers are part of this module's interface from before they had their own.
 __all__ = [
@@ -120,20 +122,20 @@ def _largest(errors: torch.Tensor) -> float:
 
 
 def check_selection(
-    sel: api.Selection,
+    sel: Selection,
     features: torch.Tensor,
-    rule: Rule = IDSelection(),
+    rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
-    k: int | Sequence[int] | None = None,
+    k: Count | None = None,
 ) -> SelectionReport:
     """Replays the picks in float64 on the CPU and reports how good each was.
 
     Args:
         sel: the selection, in pick order (not sorted).
         features, rule, importance, mask, cu_seqlens: as they were given to `select`.
-        k: as given to `select`, where it was a list; otherwise the width of `sel` tells.
+        k: as given to `select`, where it was a list or a tensor; otherwise the width of `sel` tells.
 
     Returns:
         A `SelectionReport`; `report.assert_ok()` is the parity criterion.
@@ -150,8 +152,10 @@ def check_selection(
     indices, scores = (t.detach().cpu() for t in sel)
     if indices.dtype is not torch.int64:
         raise TypeError(f"sel.indices must be torch.int64, got {indices.dtype}")
-    inputs, counts = _on_cpu(features, indices.shape[-1] if k is None else k, rule, importance, mask, cu_seqlens)
-    problem = Problem.of(inputs, rule, counts, sort=False)
+    width = indices.shape[-1]
+    k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
+    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens)
+    problem = Problem.of(inputs, rule, counts, sort=False)._replace(k_max=max(width, *counts))
     if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
         wanted = (problem.batch, problem.k_max)
         raise ValueError(f"sel must hold (B, k) = {wanted} indices and scores, got {tuple(indices.shape)}")
@@ -166,7 +170,7 @@ def check_selection(
 def oracle(
     features: torch.Tensor,
     k: int | Sequence[int],
-    rule: Rule = IDSelection(),
+    rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
@@ -174,7 +178,7 @@ def oracle(
     *,
     dtype: torch.dtype = torch.float64,
     gram: str = "auto",
-) -> api.Selection:
+) -> Selection:
     """The reference selection in a precision of choice: float64 unless told, where `select` computes in float32.
 
     Args:
@@ -197,8 +201,8 @@ def oracle(
         raise ValueError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     if gram not in ("auto", "full", "rows"):
         raise ValueError(f"gram must be 'auto', 'full' or 'rows', got {gram!r}")
-    inputs, counts = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None)
-    return api.Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None)
+    return Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
 
 
 def assert_parity(
@@ -206,7 +210,7 @@ def assert_parity(
     engine_b: str,
     features: torch.Tensor,
     k: int | Sequence[int],
-    rule: Rule = IDSelection(),
+    rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
@@ -431,18 +435,18 @@ def _ascends(picks: torch.Tensor) -> bool:
 def _on_cpu(
     features: torch.Tensor,
     k: int | Sequence[int],
-    rule: Rule,
+    rule: Rule | str,
     importance: torch.Tensor | None,
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
-) -> tuple[Inputs, list[int]]:
-    inputs, counts = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None)
-    return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts  # type: ignore[arg-type]
+) -> tuple[Inputs, list[int], Rule]:
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None)
+    return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts, rule  # type: ignore[arg-type]
 
 
 def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
     """Each sample as a dense batch of one."""
-    features, importance, mask, cu_seqlens = inputs
+    features, importance, mask, cu_seqlens, _counts = inputs
     lengths = None if cu_seqlens is None else cu_seqlens.diff().tolist()
 
     def split(value: torch.Tensor | None) -> Sequence[torch.Tensor | None]:

@@ -19,6 +19,7 @@ sel = idsel.select(**case.inputs(), k=8, backend="cpu")
 idsel.testing.check_selection(sel, **case.inputs()).assert_ok()
 print(idsel.__file__)
 """
+VERSION = "import sys, _idsel_start; _idsel_start.main(['--version']); sys.exit('torch' in sys.modules)"
 
 
 def check(wheel: Path) -> None:
@@ -36,6 +37,8 @@ def check(wheel: Path) -> None:
         # -c puts the working directory before everything that is installed.
         ran = subprocess.run([sys.executable, "-c", SELECTION], cwd=folder, check=True, capture_output=True, text=True)
         assert ran.stdout.startswith(folder), f"the selection ran in {ran.stdout}"
+        said = subprocess.run([sys.executable, "-c", VERSION], cwd=folder, check=True, capture_output=True, text=True)
+        assert said.stdout == f"idsel {wheel.name.split('-')[1]}\n", f"idsel --version says {said.stdout}"
     print(f"{wheel}: {wheel.stat().st_size / 2**20:.1f} MiB, its library {mib:.1f} MiB, needs {', '.join(needed)}")
 
 

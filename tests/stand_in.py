@@ -58,7 +58,7 @@ class _Tensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is ops.call:
+        if func is ops.select:
             return ops._select(*args, **kwargs)
         target = torch.device(kwargs.pop("device", None) or DEVICE)
         if "device" in {argument.name for argument in func._schema.arguments}:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 import idsel_kernels as idsel
 from idsel_kernels._cli import command as cli
+from idsel_kernels._cli import files, start
 from idsel_kernels.rules import RULES
 
 
@@ -227,6 +230,109 @@ def test_select_writes_files(capsys, tokens, archive, tmp_path):
     assert answer == json.loads((tmp_path / "out.json").read_text())
 
 
+def pruned(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_select_writes_the_kept_rows(capsys, tokens, tmp_path, dtype):
+    features, path = tokens[0].astype(dtype) / 3, tmp_path / "kept.npz"
+    np.savez(tmp_path / "f.npz", features=features, importance=tokens[1])
+    answer = run(capsys, "select", str(tmp_path / "f.npz"), "--k", "5", "--prune", str(path))
+    kept = pruned(path)
+    assert sorted(kept) == ["counts", "hidden", "indices"]
+    # JSON has them in the order of the picks, the archive in that of the file.
+    assert kept["indices"].tolist() == [sorted(row) for row in answer["indices"]] != answer["indices"]
+    assert kept["counts"].tolist() == [5, 5]
+    assert kept["indices"].dtype == kept["counts"].dtype == np.int64
+    assert kept["hidden"].dtype == dtype
+    np.testing.assert_array_equal(kept["hidden"], np.take_along_axis(features, kept["indices"][..., None], axis=1))
+
+
+def test_select_pads_the_kept_rows_with_zeros(capsys, tokens, archive, tmp_path):
+    mask, path = np.zeros((2, 12), bool), tmp_path / "kept.npz"
+    mask[0, [7, 2]] = mask[1, [1, 5, 11]] = True
+    np.save(tmp_path / "mask.npy", mask)
+    arguments = ("--k", "4", "--mask", str(tmp_path / "mask.npy"), "--prune", str(path))
+    assert cli.main(["select", archive, *arguments]) == 0
+    kept = pruned(path)
+    assert kept["indices"].tolist() == [[2, 7, -1, -1], [1, 5, 11, -1]]
+    assert kept["counts"].tolist() == [2, 3]
+    for sample, count in enumerate(kept["counts"]):
+        rows = kept["indices"][sample, :count]
+        np.testing.assert_array_equal(kept["hidden"][sample, :count], tokens[0][sample, rows])
+        assert not kept["hidden"][sample, count:].any()
+
+
+def test_select_prunes_one_sample_without_a_batch_axis(capsys, tokens, tmp_path):
+    np.save(tmp_path / "one.npy", tokens[0][1])
+    path = tmp_path / "kept.npz"
+    run(capsys, "select", str(tmp_path / "one.npy"), "--k", "3", "--rule", "maxmin", "--prune", str(path))
+    kept = pruned(path)
+    assert {name: array.shape for name, array in kept.items()} == {
+        "hidden": (1, 3, 8),
+        "indices": (1, 3),
+        "counts": (1,),
+    }
+    np.testing.assert_array_equal(kept["hidden"][0], tokens[0][1][kept["indices"][0]])
+
+
+def test_select_prunes_what_numpy_has_no_type_for(capsys, tokens, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is optional")
+    features = torch.from_numpy(tokens[0]).bfloat16()
+    safetensors.save_file({"features": features}, tmp_path / "f.safetensors")
+    path = tmp_path / "kept.npz"
+    run(capsys, "select", str(tmp_path / "f.safetensors"), "--k", "3", "--rule", "maxmin", "--prune", str(path))
+    kept = pruned(path)
+    rows = np.take_along_axis(features.float().numpy(), kept["indices"][..., None], axis=1)
+    assert kept["hidden"].dtype == np.float32
+    np.testing.assert_array_equal(kept["hidden"], rows)
+
+
+def test_select_prunes_beside_its_other_output(capsys, tokens, archive, tmp_path):
+    names = [str(tmp_path / name) for name in ("kept.npz", "picks.npy")]
+    assert cli.main(["select", archive, "--k", "3", "--prune", names[0], "--output", names[1]]) == 0
+    assert capsys.readouterr().out == ""
+    assert np.load(names[1]).tolist() == expected(tokens)
+    assert pruned(Path(names[0]))["indices"].tolist() == [sorted(row) for row in expected(tokens)]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.npy", "out.npz"])
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch, name):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("no space left")
+
+    for module, writer in ((np, "save"), (np, "savez"), (json, "dumps")):
+        monkeypatch.setattr(module, writer, full)
+    path = tmp_path / name
+    path.write_text("old")
+    with pytest.raises(OSError, match="no space left"):
+        files.write_pruned(path, {}) if path.suffix == ".npz" else files.write_selection(path, {"indices": []})
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_is_no_output(capsys, archive, tmp_path):
+    folder = tmp_path / "folder.npy"
+    folder.mkdir()
+    message = fail(capsys, "select", archive, "--k", "3", "--output", str(folder))
+    assert message == f"{folder}: Is a directory"
+    # Made after it was looked for: the file in between is not named, and does not stay.
+    with pytest.raises(OSError) as caught:
+        files.write_selection(folder, {"indices": []})
+    assert caught.value.filename == str(folder)
+    assert [*tmp_path.glob(".*")] == []
+
+
+def test_a_link_to_an_output_stays_one(archive, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "picks.npy").symlink_to(tmp_path / "elsewhere" / "picks.npy")
+    assert cli.main(["select", archive, "--k", "3", "--output", str(tmp_path / "picks.npy")]) == 0
+    assert (tmp_path / "picks.npy").is_symlink()
+    assert np.load(tmp_path / "elsewhere" / "picks.npy").shape == (2, 3)
+
+
 SHORT_NAMES = [rule.short_name for rule in RULES.values()]
 
 
@@ -242,6 +348,7 @@ SHORT_NAMES = [rule.short_name for rule in RULES.values()]
         (["--rule", "nms", "--param", "grid=3"], "HardSuppress: grid must be"),
         (["--rule", "nms", "--param", "grid=a"], "--param grid must be like 24x24 or none, got 'a'"),
         (["--rule", "mmr", "--param", "parallel_k=1.5"], "--param parallel_k must be an integer, got '1.5'"),
+        (["--rule", "coverage", "--param", "combine=x"], "--param combine must be mul or add, got 'x'"),
         (["--param", "gamma=-1"], "IDSelection: gamma must be"),
         (["--param", "gamma=nan"], "IDSelection: gamma must be"),
         (["--k", "-1"], "k must be >= 0, got -1"),
@@ -250,6 +357,8 @@ SHORT_NAMES = [rule.short_name for rule in RULES.values()]
         (["--key", "nothing"], "no array 'nothing'; it holds features, importance, other"),
         (["--output", "picks.txt"], "picks.txt: output must be a .json or .npy file"),
         (["--output", "no/such/folder/picks.npy"], "no/such/folder: no such folder to write to"),
+        (["--prune", "kept.npy"], "kept.npy: output must be a .npz file"),
+        (["--prune", "no/such/folder/kept.npz"], "no/such/folder: no such folder to write to"),
         (["--importance", "nowhere.npy"], "nowhere.npy: No such file or directory"),
         (["--mask", "nowhere.npy"], "nowhere.npy: No such file or directory"),
     ],
@@ -381,6 +490,31 @@ def test_version_and_help_succeed(capsys):
     for command in ("info", "select", "demo"):
         assert cli.main([command, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: idsel {command}")
+
+
+def test_the_installed_script_says_the_version_without_torch(tmp_path):
+    script = importlib.metadata.entry_points(group="console_scripts", name="idsel")
+    if not script:
+        pytest.skip("idsel_kernels is not installed")
+    code = (
+        "import sys; from importlib.metadata import entry_points;"
+        "(script,) = entry_points(group='console_scripts', name='idsel');"
+        "print(script.load()(['--version']), [name for name in ('torch', 'idsel_kernels') if name in sys.modules])"
+    )
+    # Elsewhere: in a checkout's root Python would take what an earlier build left there for the installation.
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"idsel {idsel.__version__}\n0 []\n", done.stderr
+
+
+def test_the_script_does_all_else_as_the_command_does(capsys, monkeypatch, archive):
+    assert start.main(["select", archive, "--k", "3"]) == cli.main(["select", archive, "--k", "3"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    monkeypatch.setattr(sys, "argv", ["idsel", "--version"])
+    # Sources that nobody installed.
+    monkeypatch.setattr(importlib.metadata, "version", mock.Mock(side_effect=importlib.metadata.PackageNotFoundError))
+    assert start.main() == 0
+    assert capsys.readouterr().out == f"idsel {idsel.__version__}\n"
 
 
 def test_a_command_is_required(capsys):

@@ -142,9 +142,13 @@ def _comments(path: Path) -> str:
 
 
 def _missing_files(path: Path) -> list[str]:
-    """Files that comments of a source name: from the root, csrc/, csrc/include/ or the folder of the source."""
+    """Files that comments of a source name: from the root, csrc/, csrc/include/ or the folder of the source.
+
+    Those of other projects begin with github.com/.
+    """
     folders = (ROOT, CSRC, CSRC / "include", path.parent)
     named = re.findall(r"(?<![\w./*-])[\w-][\w./-]*\.(?:h|cuh|cu|cpp|md|py)\b(?![\w/])", _comments(path))
+    named = [name for name in named if not name.startswith("github.com/")]
     return sorted({name for name in named if not any((folder / name).exists() for folder in folders)})
 
 

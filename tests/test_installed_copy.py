@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from idsel_kernels import _copies, _native, env_report
+from idsel_kernels import __version__, _copies, _native, env_report
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = sysconfig.get_path("purelib")
@@ -145,6 +145,14 @@ def test_where_nothing_is_built_the_reason_is_that_of_the_installation(pip_insta
     )
 
 
+def test_the_installed_script_says_the_version(pip_installed: tuple[Path, Path]) -> None:
+    _, packages = pip_installed
+    script = packages / "bin" / "idsel"
+    code = f"import runpy, sys; sys.argv = ['idsel', '--version']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = _python(code, packages.parent, packages)
+    assert (done.returncode, done.stdout) == (0, f"idsel {__version__}\n"), done.stderr
+
+
 def test_a_checkout_finds_its_triton_kernels(pip_installed: tuple[Path, Path]) -> None:
     pytest.importorskip("triton")
     checkout, _ = pip_installed
@@ -205,3 +213,6 @@ def test_a_fresh_environment_after_pip_install(tmp_path: Path) -> None:
         assert report["explained"].startswith("backend: cpu ")
         assert Path(report["library"]).parent == packages / "idsel_kernels"
     assert reports[0]["picks"] == reports[1]["picks"]
+    script = [venv / "bin" / "idsel", "--version"]
+    said = subprocess.run(script, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
+    assert said == f"idsel {__version__}\n"

@@ -10,7 +10,7 @@ import pytest
 from cases import RULE_CASES
 
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
-from idsel_kernels.rules import RULES, State, decode
+from idsel_kernels.rules import RULES, State, by_name, decode
 
 MORE = [HardSuppress(0.5, (3, 4), 2), MaxMin(start=7), Coverage(alpha=0.0, combine="add"), DPP(eps=0.5)]
 
@@ -84,6 +84,20 @@ def test_bad_parameter_is_named_with_what_is_allowed(name: str) -> None:
 def test_numpy_numbers_are_parameters_too() -> None:
     assert IDSelection(gamma=np.float32(5)).encode() == IDSelection(gamma=5.0).encode()
     assert MaxMin(start=np.int64(3)).encode() == MaxMin(start=3).encode()
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.__name__)
+def test_a_rule_has_two_names_in_any_case(rule: type[Rule]) -> None:
+    for name in (rule.short_name, rule.__name__):
+        assert by_name(name) is by_name(name.upper()) is by_name(name.lower()) is rule
+
+
+@pytest.mark.parametrize("name", ["x", "", "rule", "id "])
+def test_another_name_is_refused_with_those_that_there_are(name: str) -> None:
+    choices = ", ".join(rule.short_name for rule in RULES.values())
+    with pytest.raises(ValueError) as caught:
+        by_name(name)
+    assert str(caught.value) == f"rule must be one of {choices} or a class name, got {name!r}"
 
 
 def test_decode_refuses_what_no_rule_encodes() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from triton import language as tl
 from triton.runtime import interpreter
 
@@ -70,6 +71,28 @@ def program_order(order: Order) -> Iterator[list[int]]:
         yield ran
     finally:
         builder.set_grid_dim, builder.set_grid_idx = set_dim, set_index
+
+
+@contextmanager
+def products_in_order() -> Iterator[None]:
+    """Matrix products add in the order of k for every element, as a GPU does.
+
+    The interpreter's are NumPy's, which round the same sum differently from one place of a tile to another.
+    """
+    builder: Any = interpreter.InterpreterBuilder
+    dot = builder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
+        sums = d.data.copy()
+        for column, row in zip(a.data.astype(sums.dtype).T, b.data.astype(sums.dtype), strict=True):
+            sums += np.multiply.outer(column, row)
+        return interpreter.TensorHandle(sums, d.dtype.scalar)
+
+    builder.create_dot = create_dot
+    try:
+        yield
+    finally:
+        builder.create_dot = dot
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def _tile(
         usable_i = _takes_part(importance_i, exists_i, squares_i)
         usable_j = _takes_part(importance_j, exists_j, squares_j)
         scale_i, scale_j = _reciprocal_norm(squares_i), _reciprocal_norm(squares_j)
-        c = similarity(products, scale_i[:, None], scale_j[None, :], rows[:, None], columns[None, :])
+        c = similarity(products, scale_i[:, None], scale_j[None, :])
         c = tl.where(rows[:, None] == columns[None, :], -INF, c)
         nearest_ptr = scratch_ptr + scratch_width * NEAREST
         of_columns = tl.max(tl.where(usable_i[:, None], c, -INF), axis=0)
@@ -260,7 +260,7 @@ def _step_block(
         return priority, state
     else:
         dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
-        c = similarity(dot, scale_i, scale, pick, tokens)
+        c = similarity(dot, scale_i, scale)
         if RULE_STATE == STATE_HISTORY:
             history_ptr = scratch_ptr + scratch_width * HISTORY
             overlap = _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N)
@@ -280,7 +280,7 @@ def _cover(pick, gram_ptr, scratch_ptr, n, gram_width, scratch_width, scale_i, B
         dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
         scale = tl.load(here + scratch_width * SCALE, mask=inside, other=0.0)
         covered = tl.load(here + scratch_width * COVER, mask=inside, other=INF)
-        c = similarity(dot, scale_i, scale, pick, tokens)
+        c = similarity(dot, scale_i, scale)
         tl.store(here + scratch_width * COVER, tl.where(c > covered, c, covered), mask=inside)
     tl.debug_barrier()
 
@@ -301,7 +301,7 @@ def _gains(gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_I: tl.cons
             covered = tl.load(scratch_ptr + scratch_width * COVER + i, mask=i < n, other=INF)
             dot_ptr = gram_ptr + i.to(tl.int64)[:, None] * gram_width + j[None, :]
             dot = tl.load(dot_ptr, mask=(i < n)[:, None] & (j < n)[None, :], other=0.0, cache_modifier=".cg")
-            c = similarity(dot, scale_i[:, None], scale_j[None, :], i[:, None], j[None, :])
+            c = similarity(dot, scale_i[:, None], scale_j[None, :])
             uncovered = c - covered[:, None]
             gain += tl.where(uncovered > 0.0, uncovered, 0.0)
         tl.store(scratch_ptr + scratch_width * GAIN + j, tl.sum(gain, axis=0), mask=j < n)
@@ -556,7 +556,7 @@ def select_kernel(
         tl.debug_barrier()
         tl.store(counters_ptr + local, 0)  # for the next launch
         if HAS_COUNTS:
-            count = tl.load(counts_ptr + sample)
+            count = tl.minimum(tl.maximum(tl.load(counts_ptr + sample), 0), width)
         _greedy(
             features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
             indices_ptr + sample * width, scores_ptr + sample * width,

@@ -154,7 +154,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         "RAGGED": ragged,
         "HAS_IMPORTANCE": problem.has_importance,
         "HAS_MASK": problem.has_mask,
-        "HAS_COUNTS": len(problem.k) > 1,
+        "HAS_COUNTS": len(problem.k) > 1 or problem.has_counts,
         "SORT": problem.sort,
         # The interpreter multiplies bfloat16 as integers; in float32 the products are the same.
         "WIDEN": INTERPRETED and problem.dtype is torch.bfloat16,

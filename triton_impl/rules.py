@@ -162,15 +162,13 @@ def _integer(param):
 
 
 @triton.jit
-def similarity(dot, scale_i, scale_j, i, j):
-    """c_ij from a raw dot product and the reciprocal norms; i and j are indices.
+def similarity(dot, scale_i, scale_j):
+    """c_ij from a raw dot product and the reciprocal norms.
 
-    The smaller index scales first: c_ij and c_ji then have the same bits, whichever row they are read from.
+    The larger one scales first: c_ij and c_ji then have the same bits, and so have those of a copy of either token.
     """
-    i_first = i < j
-    c = dot * tl.where(i_first, scale_i, scale_j) * tl.where(i_first, scale_j, scale_i)
-    c = tl.minimum(tl.maximum(c, -1.0), 1.0)
-    return tl.where(i == j, tl.where(scale_i > 0.0, 1.0, 0.0), c)
+    c = dot * tl.maximum(scale_i, scale_j) * tl.minimum(scale_i, scale_j)
+    return tl.minimum(tl.maximum(c, -1.0), 1.0)
 
 
 @triton.jit

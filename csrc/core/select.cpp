@@ -67,6 +67,10 @@ idsel_status check_rule(const idsel_args& args) {
 }
 
 idsel_status check_counts(const idsel_args& args) {
+    if (args.k_on_device != nullptr) {
+        if (args.device == IDSEL_CUDA) return IDSEL_OK;
+        return fail(IDSEL_INVALID, "k_on_device is for the CUDA path");
+    }
     if (args.k == nullptr || (args.k_count != 1 && args.k_count != args.batch)) {
         return fail(IDSEL_INVALID, "k must hold 1 or batch = %lld counts, got %lld", static_cast<long long>(args.batch),
                     static_cast<long long>(args.k_count));

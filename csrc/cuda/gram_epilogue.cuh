@@ -10,9 +10,9 @@ namespace idsel::cuda {
 // 0 for a row that has no direction, or is not finite.
 IDSEL_DEVICE float scale_of(float square) { return square > 0.0f && square < INFINITY ? 1.0f / sqrtf(square) : 0.0f; }
 
-IDSEL_DEVICE float similarity(float dot, float scale_i, float scale_j, bool same) {
-    if (scale_i == 0.0f || scale_j == 0.0f) return 0.0f;
-    return same ? 1.0f : cosine(dot, scale_i, scale_j);
+// A token's similarity to itself is that to a copy of it, which may be one rounding off 1: so they tie.
+IDSEL_DEVICE float similarity(float dot, float scale_i, float scale_j) {
+    return scale_i == 0.0f || scale_j == 0.0f ? 0.0f : cosine(dot, scale_i, scale_j);
 }
 
 // Whether token j may be picked for what it is worth: it is there, and its importance and features are usable.
@@ -121,7 +121,7 @@ class MirroredSink {
             IDSEL_UNROLL
             for (int e = 0; e < 4; ++e) {
                 const float scale = buffers_->scale[kTile + column + e];
-                weights.v[e] = store_.weight(similarity(dots.v[e], buffers_->scale[row], scale, i == j + e));
+                weights.v[e] = store_.weight(similarity(dots.v[e], buffers_->scale[row], scale));
             }
             store_.store(i, j, weights, buffers_->counts + kTile + column);
             if (!on_diagonal())

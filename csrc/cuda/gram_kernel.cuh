@@ -68,7 +68,7 @@ IDSEL_DEVICE_CALL void pick_at_once(int k);
 template <class Rule>
 IDSEL_DEVICE void pick_all(const KernelArgs& args) {
     const Sample& sample = cta_state().scheduler.work.sample;
-    const int n = sample.n, k = args.k[args.same_k != 0 ? 0 : sample.local];
+    const int n = sample.n, k = count_of(args, sample);
     if (n > kMaxRegisterTokens) {
         pick_in_memory<Rule>(k);
     } else if constexpr (!Rule::kNeedsSimilarities) {

@@ -143,7 +143,8 @@ struct KernelArgs : PickArgs {
 
     int64_t first_sample;  // of this launch
     int32_t samples;
-    int32_t same_k;  // k[0] is everybody's
+    const int32_t* k_on_device;  // (batch,), or null: k counts
+    int32_t same_k;              // k[0] is everybody's
     int32_t k[kMaxSamples];
 
     // How tiles are shared out.

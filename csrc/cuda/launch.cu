@@ -101,6 +101,7 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     to.mask_token_stride = args.mask_token_stride;
     to.cu_seqlens = args.cu_seqlens;
     to.k_max = args.k_max;
+    to.k_on_device = args.k_on_device;
     to.indices = args.indices;
     to.scores = args.scores;
     to.sort = args.sort;
@@ -223,9 +224,11 @@ idsel_status select(const idsel_args& args) {
     for (int64_t first = 0; first < args.batch; first += plan.samples) {
         to.first_sample = first;
         to.samples = static_cast<int32_t>(smaller(plan.samples, args.batch - first));
-        to.same_k = args.k_count == 1 ? 1 : 0;
-        for (int32_t at = 0; at < (to.same_k != 0 ? 1 : to.samples); ++at) {
-            to.k[at] = static_cast<int32_t>(smaller(args.k[to.same_k != 0 ? 0 : first + at], args.tokens));
+        if (args.k_on_device == nullptr) {
+            to.same_k = args.k_count == 1 ? 1 : 0;
+            for (int32_t at = 0; at < (to.same_k != 0 ? 1 : to.samples); ++at) {
+                to.k[at] = static_cast<int32_t>(smaller(args.k[to.same_k != 0 ? 0 : first + at], args.tokens));
+            }
         }
         if (plan.keeps_gram || plan.keeps_short) {
             const Launch launch = gram_launch(args, plan, device, to);

@@ -77,7 +77,7 @@ struct PanelSink {
         Float4 weights;
         IDSEL_UNROLL
         for (int e = 0; e < 4; ++e) {
-            const float c = similarity(dots.v[e], scale[row], scale[kTile + in_tile + e], list[row] == j + e);
+            const float c = similarity(dots.v[e], scale[row], scale[kTile + in_tile + e]);
             weights.v[e] = weight_by_id(args, c, AllRules{});
         }
         const int64_t pitch = panel_pitch(sample);

@@ -130,7 +130,7 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) panel_kernel(const IDSEL_GRID
     CtaGroup group(&state.group);
     while (group.take()) {
         do_phase_tiles<T>(args, &state.group, group, &state.tile, state.list);
-        if (group.arrive()) pick_by_id(args.rule_id, args.k[args.same_k != 0 ? 0 : sample.local], AllRules{});
+        if (group.arrive()) pick_by_id(args.rule_id, count_of(args, sample), AllRules{});
     }
     group.leave();
 }

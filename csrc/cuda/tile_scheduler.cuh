@@ -41,6 +41,13 @@ IDSEL_DEVICE Sample sample_of(const KernelArgs& args, int32_t local) {
     return sample;
 }
 
+// How many picks a sample is asked for.
+IDSEL_DEVICE int count_of(const KernelArgs& args, const Sample& sample) {
+    if (args.k_on_device == nullptr) return args.k[args.same_k != 0 ? 0 : sample.local];
+    const int64_t most = smaller(args.k_max, args.tokens);
+    return static_cast<int>(larger(0, smaller(args.k_on_device[sample.index], most)));
+}
+
 // Row and column of a tile, in tiles.
 struct TileIndex {
     int row, column;

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..env_report import collect, format_report, rows
-from ..rules import RULES, Rule
+from ..rules import RULES, Rule, by_name
 
 if TYPE_CHECKING:
     import torch
+
+    from ..selection import Selection
 
 __all__ = ["main"]
 
@@ -123,6 +125,12 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
     add("--validate", action="store_true", help="refuse NaN and infinite values (default: such tokens come last)")
     add("--output", metavar="FILE", help="write .json, or .npy of the indices (default: JSON to stdout)")
     add("--json", action="store_true", help="print the JSON also with --output (default: only without)")
+    add(
+        "--prune",
+        metavar="FILE",
+        help="write also the kept rows of FEATURES, in their order there, to a .npz file: hidden (B, k, D), indices "
+        "(B, k), counts (B,) (default: picks only)",
+    )
     parser.set_defaults(run=_select)
 
 
@@ -175,15 +183,19 @@ def _info(arguments: argparse.Namespace) -> None:
 def _select(arguments: argparse.Namespace) -> None:
     from .. import api
     from .demo import device_for
-    from .files import check_output, write_selection
+    from .files import OUTPUTS, PRUNED, check_output, write_pruned, write_selection
 
     rule = _rule(arguments.rule, arguments.param)
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        check_output(output)
-    device = device_for(arguments.backend)
-    inputs = {name: value.to(device) for name, value in _inputs(arguments).items()}
-    options = {**inputs, "k": arguments.k, "rule": rule, "sort": arguments.sort, "backend": arguments.backend}
+    output = check_output(arguments.output, OUTPUTS)
+    pruned = check_output(arguments.prune, PRUNED)
+    held = _inputs(arguments)
+    options = {
+        **_computable(held, device_for(arguments.backend)),
+        "k": arguments.k,
+        "rule": rule,
+        "sort": arguments.sort,
+        "backend": arguments.backend,
+    }
     backend = api.explain(**options).backend
     selection = api.select(**options, validate=arguments.validate)
     if (selection.indices < 0).any():
@@ -195,6 +207,8 @@ def _select(arguments: argparse.Namespace) -> None:
         "params": dataclasses.asdict(rule),
         "backend": backend,
     }
+    if pruned is not None:
+        write_pruned(pruned, _kept(held["features"], selection))
     if output is not None:
         write_selection(output, answer)
     if output is None or arguments.json:
@@ -255,11 +269,10 @@ def _require(command: str, *modules: str) -> None:
 
 def _rule(name: str, params: Sequence[str]) -> Rule:
     """The rule of that name, its parameters read as the types of their fields."""
-    known = {key: rule for full, rule in RULES.items() for key in (rule.short_name, full.lower())}
-    if name.lower() not in known:
-        short = ", ".join(rule.short_name for rule in RULES.values())
-        raise UserError(f"--rule must be one of {short} or a class name, got {name!r}")
-    rule = known[name.lower()]
+    try:
+        rule = by_name(name)
+    except ValueError as error:  # it names the argument of `select`, which is the option but for its dashes
+        raise UserError(f"--{error}") from None
     types_of = typing.get_type_hints(rule)
     fields = [field.name for field in dataclasses.fields(rule)]
     values = {}
@@ -275,12 +288,14 @@ def _rule(name: str, params: Sequence[str]) -> Rule:
 
 
 def _parse(field: str, text: str, hint: Any) -> Any:
-    """The first reading of the text that a type hint such as `float | None` or `tuple[int, int]` allows."""
+    """The first reading of the text that a type hint such as `float | None`, `tuple[int, int]` or a Literal allows."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     choices = typing.get_args(hint) if union else (hint,)
     if types.NoneType in choices and text.lower() == "none":
         return None
     for choice in choices:
+        if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
+            return text
         try:
             if typing.get_origin(choice) is tuple:
                 return tuple(int(part) for part in text.replace(",", "x").split("x"))
@@ -295,19 +310,17 @@ def _parse(field: str, text: str, hint: Any) -> Any:
 def _type_words(choice: Any) -> str:
     if typing.get_origin(choice) is tuple:
         return "like 24x24"
+    if typing.get_origin(choice) is typing.Literal:
+        return " or ".join(typing.get_args(choice))
     return {int: "an integer", float: "a number"}[choice]
 
 
 def _inputs(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """The arrays of a call, by the names of the arguments of `select`."""
-    import torch
-
+    """The arrays of a call as the files hold them, by the names of the arguments of `select`."""
     from .files import array_names, read_array
 
     path = Path(arguments.features)
-    features = read_array(path, "features", arguments.key)
-    # float64 is what numpy writes by default; no engine computes in it.
-    inputs = {"features": features.float() if features.dtype is torch.float64 else features}
+    inputs = {"features": read_array(path, "features", arguments.key)}
     if arguments.importance is not None:
         inputs["importance"] = read_array(Path(arguments.importance), "importance")
     elif "importance" in array_names(path):
@@ -316,6 +329,23 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
         mask = read_array(Path(arguments.mask), "mask")
         inputs["mask"] = mask if mask.is_floating_point() else mask.bool()
     return inputs
+
+
+def _computable(held: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The arrays on a device, with features that engines take."""
+    import torch
+
+    features = held["features"]
+    # float64 is what numpy writes by default; no engine computes in it.
+    features = features.float() if features.dtype is torch.float64 else features
+    return {name: value.to(device) for name, value in {**held, "features": features}.items()}
+
+
+def _kept(features: torch.Tensor, selection: Selection) -> dict[str, torch.Tensor]:
+    """The rows that a selection keeps, as the file holds them, and where they were."""
+    ordered = type(selection)(*(tensor.cpu() for tensor in selection)).sorted()
+    rows = ordered.gather(features if features.dim() == 3 else features[None])
+    return {"hidden": rows, "indices": ordered.indices, "counts": ordered.counts}
 
 
 def _json_number(value: float) -> float | None:

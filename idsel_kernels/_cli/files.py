@@ -10,15 +10,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-__all__ = ["FileError", "array_names", "check_output", "read_array", "write_selection"]
+__all__ = [
+    "OUTPUTS",
+    "PRUNED",
+    "FileError",
+    "array_names",
+    "check_output",
+    "read_array",
+    "write_pruned",
+    "write_selection",
+]
 
 FORMATS = (".npy", ".npz", ".safetensors")
 OUTPUTS = (".json", ".npy")
+PRUNED = (".npz",)
 
 
 class FileError(ValueError):
@@ -70,20 +80,56 @@ def read_array(path: Path, name: str, key: str | None = None) -> torch.Tensor:
         return _load_member(path, chosen)
 
 
-def check_output(path: Path) -> None:
-    """Refuses a file that `write_selection` could not write, before any work is done for it."""
-    if path.suffix not in OUTPUTS:
-        raise FileError(f"{path}: output must be a {' or '.join(OUTPUTS)} file")
+def check_output(name: str | None, formats: tuple[str, ...]) -> Path | None:
+    """The file to write, if any; refuses what could not be written, before any work is done for it.
+
+    Raises:
+        OSError: its folder is not there, or it is a folder itself.
+        FileError: it is not of one of the formats.
+    """
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix not in formats:
+        raise FileError(f"{path}: output must be a {' or '.join(formats)} file")
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(path.parent))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path
 
 
 def write_selection(path: Path, answer: dict[str, Any]) -> None:
     """Writes the whole answer as .json, or its (B, k) int64 indices as .npy."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps(answer, allow_nan=False) + "\n", encoding="utf-8")
-    else:
-        np.save(path, np.asarray(answer["indices"], dtype=np.int64))
+    with _replacing(path) as file:
+        if path.suffix == ".json":
+            file.write(f"{json.dumps(answer, allow_nan=False)}\n".encode())
+        else:
+            np.save(file, np.asarray(answer["indices"], dtype=np.int64))
+
+
+def write_pruned(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes tensors as the arrays of a .npz file, bfloat16 as float32 because NumPy has none."""
+    wide = {name: tensor.float() if tensor.dtype is torch.bfloat16 else tensor for name, tensor in tensors.items()}
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in wide.items()}
+    with _replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is whole; what ends the writing early leaves `path` as it was."""
+    path = path.resolve()  # a link stays one
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = str(path)  # the user knows of no other
+        raise
 
 
 def _check_input(path: Path) -> None:

@@ -125,6 +125,8 @@ class CpuEngine:
     def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Selects; the library reads the tensors where they lie."""
         calls = _stats.get()
+        if inputs.counts is not None:
+            problem = problem._replace(k=tuple(inputs.counts.tolist()))
         call = library_call.prepare(problem, inputs)
         stats = _native.library().select_cpu(*call.arguments, torch.get_num_threads(), _isa.get(), calls is not None)
         if calls is not None:

@@ -69,7 +69,7 @@ class CudaEngine:
             # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
             workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
             stream = self._stream(device)
-            library = self._library()
+            library, counts = self._library(), call.inputs.counts
             counters = self._counters.zeros(library.CUDA_COUNTERS_BYTES, device, stream, self._is_capturing())
             library.select_cuda(
                 *call.arguments,
@@ -77,6 +77,7 @@ class CudaEngine:
                 workspace_bytes,
                 counters.data_ptr(),
                 stream,
+                0 if counts is None else counts.data_ptr(),
                 self.gram_budget_bytes,
                 0 if self.similarities_read is None else self.similarities_read.data_ptr(),
             )

@@ -25,13 +25,15 @@ class Call(NamedTuple):
 
 def prepare(problem: Problem, inputs: Inputs) -> Call:
     """Outputs on the device of the features, inputs copied only where the library cannot read them as they lie."""
-    features, importance, mask, cu_seqlens = inputs
+    features, importance, mask, cu_seqlens, counts = inputs
     if features.stride(-1) != 1 and problem.dim > 1:
         features = features.contiguous()  # a row is D neighbouring elements; how rows lie is free
     if importance is not None and importance.dtype is not torch.float32:
         importance = importance.to(torch.float32)
     if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.contiguous()
+        cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+    if counts is not None:
+        counts = counts.to(torch.int32).contiguous()
     constants, width = _constants(problem)
     indices = torch.empty((problem.batch, width), dtype=torch.int64, device=problem.device)
     scores = torch.empty((problem.batch, width), dtype=torch.float32, device=problem.device)
@@ -45,7 +47,7 @@ def prepare(problem: Problem, inputs: Inputs) -> Call:
         scores.data_ptr(),
         *constants,
     )
-    return Call(arguments, indices, scores, Inputs(features, importance, mask, cu_seqlens))
+    return Call(arguments, indices, scores, Inputs(features, importance, mask, cu_seqlens, counts))
 
 
 @functools.lru_cache(1024)

@@ -3,19 +3,24 @@
 Everything with one value per token is vectorised over the batch. Whatever sums (dot products, norms, DPP's history,
 coverage gains) is computed sample by sample on that sample's own shape, because the rounding of a batched sum may
 depend on the batch; so a sample's picks never depend on its batch mates, bit for bit.
+
+Where in a matrix a sum stands may change its rounding too, and equal tokens must tie. So whatever sums is taken from
+one token of those that are alike, `Batch.first`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
+from ..alike import first_alike, first_equal
+from ..arithmetic import ieee_arithmetic
+from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
 from .base import GRAM_BUDGET_BYTES
@@ -89,6 +94,12 @@ class Batch:
         self.lower_tier = torch.where(self.takes_part, int(Tier.NO_PRIORITY), int(Tier.UNUSABLE))
         self.fallback = torch.where(self.takes_part, self.importance, 0.0)
 
+    @functools.cached_property
+    def first(self) -> torch.Tensor:
+        """(B, N), the first of the tokens that are alike: equal rows, of which all take part or none does."""
+        rows = self._padded([first_alike(x) for x in self.samples], 0)
+        return _first_of_value(rows, self.takes_part)
+
     def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
         return self._padded(_split(value, inputs.cu_seqlens), fill)
 
@@ -98,16 +109,20 @@ class Batch:
 
     def _row(self, sample: int, token: torch.Tensor) -> torch.Tensor:
         """c_ij of a sample's token i, (1,) on the device, with all its tokens: (n,)."""
-        x, scale = self.samples[sample], self.scale[sample, : self.lengths[sample]]
-        return _cosines(x @ x.index_select(0, token)[0], scale[token], scale)
+        n, x = self.lengths[sample], self.samples[sample]
+        first, scale = self.first[sample, :n], self.scale[sample, :n]
+        token = first[token]
+        row = _cosines(x @ x.index_select(0, token)[0], scale[token], scale)
+        return torch.where(first == token, self.nonzero[sample, :n], row[first])
 
     def _full_gram(self) -> torch.Tensor:
         batch, width = self.shape
         gram = self.importance.new_zeros((batch, width, width))
         for b, (x, n) in enumerate(zip(self.samples, self.lengths, strict=True)):
-            scale = self.scale[b, :n]
-            gram[b, :n, :n] = _cosines(x @ x.T, scale[:, None], scale)
-            gram[b].diagonal().copy_(self.nonzero[b])
+            first, scale = self.first[b, :n], self.scale[b, :n]
+            c = _cosines(x @ x.T, scale[:, None], scale)
+            c.diagonal().copy_(self.nonzero[b, :n])
+            gram[b, :n, :n] = c.index_select(0, first).gather(1, first.expand(n, n))
         return gram
 
     def similarity(self, pick: torch.Tensor) -> torch.Tensor:
@@ -138,13 +153,21 @@ class Batch:
     def _tile(self, b: int, rows: slice, columns: slice) -> torch.Tensor:
         if self.gram is not None:
             return self.gram[b, rows, columns]
-        x, scale = self.samples[b], self.scale[b]
-        return _cosines(x[rows] @ x[columns].T, scale[rows, None], scale[columns])
+        x, scale, first = self.samples[b], self.scale[b], self.first[b]
+        c = _cosines(x[rows] @ x[columns].T, scale[rows, None], scale[columns])
+        # The nearest to a token that is alike to another is that other, whatever rounding says of the rest.
+        return torch.where(first[rows, None] == first[columns], self.nonzero[b, columns], c)
 
 
 def _cosines(products: torch.Tensor, scale_i: torch.Tensor, scale_j: torch.Tensor) -> torch.Tensor:
     """c_ij from dot products, which it overwrites, and reciprocal norms."""
     return products.mul_(scale_i).mul_(scale_j).clamp_(-1, 1)
+
+
+def _first_of_value(first: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The first of the tokens that have the same `first` and the same value, which float32 can hold: (B, N) all."""
+    bits = (value.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    return first_equal(first * 2**32 + bits)
 
 
 def _split(value: torch.Tensor, cu_seqlens: torch.Tensor | None) -> Sequence[torch.Tensor]:
@@ -279,6 +302,7 @@ class DPPState(RuleState, rule=DPP):
         self.d = self.quality**2 * batch.nonzero
         self.rank_floor = rule.eps * self.d.amax(1, keepdim=True) if batch.shape[1] else self.d
         self.history = [self.d.new_zeros((max_picks, n)) for n in batch.lengths]
+        self.first = _first_of_value(batch.first, self.quality)  # the history holds the quality of a token too
 
     def _priorities(self) -> torch.Tensor:
         return torch.where(self.d > self.rank_floor, self.d, -math.inf)
@@ -295,7 +319,7 @@ class DPPState(RuleState, rule=DPP):
         for b, history in enumerate(self.history):
             n, r = history.shape[1], history[:step]  # r (t, n)
             if n:
-                row[b, :n] -= r.T @ r.index_select(1, at[b])[:, 0]
+                row[b, :n] -= (r.T @ r.index_select(1, at[b])[:, 0])[self.first[b, :n]]
         e = row / self.d.gather(1, at).sqrt()
         for b, history in enumerate(self.history):
             history[step] = e[b, : history.shape[1]]
@@ -320,7 +344,7 @@ class CoverageState(RuleState, rule=Coverage):
         gain = torch.zeros_like(self.cover)
         for b, n in enumerate(self.batch.lengths):
             uncovered = (self.gram[b, :n, :n] - self.cover[b, :n, None]).clamp_(min=0)
-            gain[b, :n] = uncovered.sum(0)
+            gain[b, :n] = uncovered.sum(0)[self.batch.first[b, :n]]
         priority = gain * self.saliency if self.combine == "mul" else gain + self.saliency
         return torch.where(self.batch.takes_part, priority, -math.inf)
 
@@ -412,9 +436,10 @@ def reference_select(
         return empty.to(torch.int64), empty
     offsets = _offsets(inputs)
     lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
-    counts = problem.k_per_sample
-    full = [_wants_gram(rule, n, count, gram) for n, count in zip(lengths, counts, strict=True)]
-    with torch.no_grad(), _ieee_arithmetic(inputs.features.device):
+    full = [_wants_gram(rule, n, count, gram) for n, count in zip(lengths, problem.k_per_sample, strict=True)]
+    device, counts = inputs.features.device, inputs.counts
+    counts = on_device(problem.k_per_sample, device) if counts is None else counts
+    with torch.no_grad(), ieee_arithmetic(device):
         parts = [
             _greedy(Batch(_part(inputs, offsets, begin, end), dtype, whole), rule, counts[begin:end], problem.k_max)
             for begin, end, whole in _chunks(lengths, full)
@@ -424,7 +449,7 @@ def reference_select(
     return _sorted(indices, scores) if sort else (indices, scores)
 
 
-def _greedy(batch: Batch, rule: Rule, counts: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _greedy(batch: Batch, rule: Rule, counts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     indices = torch.full((batch.shape[0], width), -1, device=batch.exists.device)
     scores = torch.full(indices.shape, -math.inf, dtype=batch.importance.dtype, device=indices.device)
     if 0 in batch.shape or width == 0:
@@ -441,7 +466,7 @@ def _greedy(batch: Batch, rule: Rule, counts: list[int], width: int) -> tuple[to
         open_.scatter_(1, pick.clamp(min=0)[:, None], False)
         if step + 1 < steps:
             priority = state.update(step, pick, score, priority)
-    asked = torch.arange(width, device=indices.device) < torch.tensor(counts, device=indices.device)[:, None]
+    asked = torch.arange(width, device=indices.device) < counts[:, None]
     return torch.where(asked, indices, -1), torch.where(asked, scores, -math.inf)
 
 
@@ -502,48 +527,6 @@ def _part(inputs: Inputs, offsets: list[int], begin: int, end: int) -> Inputs:
     features, importance, mask = (None if t is None else t[rows] for t in inputs[:3])
     cu_seqlens = inputs.cu_seqlens[begin : end + 1] - offsets[begin]
     return Inputs(features, importance, mask, cu_seqlens)  # type: ignore[arg-type]
-
-
-class _IeeeMatmul:
-    """Float32 products in IEEE float32 while any thread is inside, and the caller's setting afterwards."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._saved = threading.Lock(), 0, [""]
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._saved = self._swap(["ieee"] * 2)
-
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._swap(self._saved)
-
-    def _swap(self, settings: list[str]) -> list[str]:
-        """Puts settings in place and returns those that were there."""
-        torch_backends: Any = torch.backends
-        backends = torch_backends.cuda.matmul, torch_backends.mkldnn.matmul
-        if not hasattr(backends[0], "fp32_precision"):  # before torch 2.9
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest" if settings[0] == "ieee" else settings[0])
-            return [before]
-        saved = [backend.fp32_precision for backend in backends]
-        for backend, setting in zip(backends, settings, strict=True):
-            backend.fp32_precision = setting
-        return saved
-
-
-_ieee_matmul = _IeeeMatmul()
-
-
-@contextmanager
-def _ieee_arithmetic(device: torch.device) -> Iterator[None]:
-    """Products in full precision, whatever autocast and matmul precision the caller has set."""
-    with _ieee_matmul, torch.autocast(device.type, enabled=False):
-        yield
 
 
 class _TorchEngine:

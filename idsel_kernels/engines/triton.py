@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import _copies, _env
+from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import State
 from .base import GRAM_BUDGET_BYTES
@@ -33,8 +34,6 @@ class TritonEngine:
 
     def __init__(self) -> None:
         self._counters = StreamCounters(torch.int32)
-        # Counts that a captured graph copies at every replay.
-        self._captured: list[torch.Tensor] = []
 
     @property
     def device_types(self) -> tuple[str, ...]:
@@ -85,7 +84,7 @@ class TritonEngine:
 
     def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Selects; nothing waits for the device."""
-        features, importance, mask, cu_seqlens = inputs
+        features, importance, mask, cu_seqlens, counts = inputs
         device, width = features.device, problem.k_max
         shape = (problem.batch, width)
         if problem.batch == 0 or width == 0 or problem.tokens == 0:
@@ -94,6 +93,8 @@ class TritonEngine:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self.run(problem, inputs)
+        if counts is None and len(problem.k) > 1:
+            counts = on_device(problem.k, device)
         launch = _library()
         arch = _arch(device.index) if device.type == "cuda" else 0
         plan = launch.make_plan(problem, arch, self.gram_budget_bytes)
@@ -103,8 +104,8 @@ class TritonEngine:
             features.detach(),
             None if importance is None else importance.detach(),
             mask,
-            None if cu_seqlens is None else cu_seqlens.contiguous(),
-            self._counts(problem.k, device) if len(problem.k) > 1 else None,
+            None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous(),
+            None if counts is None else counts.to(torch.int32).contiguous(),
             torch.empty(plan.workspace, dtype=torch.float32, device=device),
             self._zeros(plan.samples, device),
             indices,
@@ -123,20 +124,6 @@ class TritonEngine:
     def _gram_fits(self, tokens: int) -> bool:
         """As `launch.make_plan` decides."""
         return _gram_bytes(tokens) <= self.gram_budget_bytes
-
-    def _counts(self, k: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        if device.type != "cuda":
-            return torch.tensor(k, dtype=torch.int32)
-        pinned = _pinned_counts(k)
-        if torch.cuda.is_current_stream_capturing():
-            self._captured.append(pinned)
-        return pinned.to(device, non_blocking=True)
-
-
-@functools.lru_cache(maxsize=256)
-def _pinned_counts(k: tuple[int, ...]) -> torch.Tensor:
-    """On the host, page-locked: copying from it neither waits nor breaks a capture."""
-    return torch.tensor(k, dtype=torch.int32).pin_memory()
 
 
 def _gram_bytes(tokens: int) -> int:

@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 5
+#define IDSEL_ABI 6
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -65,7 +65,7 @@ typedef struct idsel_stats {
     int32_t isa;          /* idsel_isa */
 } idsel_stats;
 
-/* One call. Strides are in elements. Tensors live on `device`, `k` and `params` always on the host. */
+/* One call. Strides are in elements. Tensors live on `device`, `k` and `params` on the host. */
 typedef struct idsel_args {
     uint32_t abi;   /* IDSEL_ABI of the caller */
     int32_t device; /* idsel_device */
@@ -93,6 +93,10 @@ typedef struct idsel_args {
     const int64_t* k; /* (k_count,) */
     int64_t k_count;  /* 1 for all samples alike, or B */
     int64_t k_max;    /* width of the outputs, >= every k */
+
+    /* CUDA: (B,) on the device, in place of `k`; NULL: `k` counts. Nobody checks its values: below 0 is 0, above k_max
+     * is k_max. */
+    const int32_t* k_on_device;
 
     const double* params; /* (param_count,), in the order idsel_rule() gives */
     int64_t param_count;

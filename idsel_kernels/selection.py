@@ -1,0 +1,158 @@
+"""`Selection`, the result of `select`, and what is done with it next: rows, masks, order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Selection", "compacted", "gather_rows"]
+
+
+class Selection(NamedTuple):
+    """The picks of every sample; a tuple of two tensors.
+
+    Its methods never wait for a device, trace in `torch.compile` with dynamic shapes, and know of the padding: -1 is
+    no token, and never stands for the last one.
+
+    Attributes:
+        indices: (B, k) int64, positions within the sample in pick order (ascending with `sort=True`); -1 pads
+            where fewer than k tokens exist.
+        scores: (B, k) float32, the priority at which each token was picked; -inf where a token was picked for
+            want of others (see `select`) and where padded.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> sel = idsel.topk_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5]))
+        >>> sel.counts, sel.keep_mask(3)
+        (tensor([2]), tensor([[False,  True,  True]]))
+        >>> sel.gather(torch.tensor([[10.0, 11.0, 12.0]]))
+        tensor([[11., 12.]])
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """How many tokens each sample has picked: (B,) int64."""
+        return (self.indices >= 0).sum(1)
+
+    def keep_mask(self, tokens: int, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Which tokens are picked.
+
+        Args:
+            tokens: N; of a ragged batch T.
+            cu_seqlens: (B+1,) the offsets of a ragged batch, as they were given to `select`.
+
+        Returns:
+            (B, N) bool, or (T,) with `cu_seqlens`.
+
+        Example:
+            >>> Selection(torch.tensor([[2, 0], [1, -1]]), torch.zeros(2, 2)).keep_mask(3)
+            tensor([[ True, False,  True],
+                    [False,  True, False]])
+        """
+        at = self.indices
+        if cu_seqlens is not None:
+            at = self._rows(cu_seqlens).flatten()
+        # Padding goes to one place more than there are, which is then cut off.
+        at = torch.where(at < 0, tokens, at)
+        mask = torch.zeros((*at.shape[:-1], tokens + 1), dtype=torch.bool, device=at.device)
+        return mask.scatter_(-1, at, True)[..., :tokens]
+
+    def gather(self, x: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows of the picked tokens.
+
+        Args:
+            x: (B, N, ...), any dtype and strides; (T, ...) with `cu_seqlens`.
+            cu_seqlens: (B+1,) the offsets of a ragged batch, as they were given to `select`.
+
+        Returns:
+            (B, k, ...), in the order of `indices`, zeros where that is -1. Gradients flow to `x`.
+
+        Raises:
+            ValueError: x does not have a row for every token.
+
+        Example:
+            >>> sel = Selection(torch.tensor([[2, -1]]), torch.zeros(1, 2))
+            >>> sel.gather(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]))
+            tensor([[[5., 6.],
+                     [0., 0.]]])
+        """
+        if cu_seqlens is not None:
+            rows = self._rows(cu_seqlens)
+            return gather_rows(x[None], rows.flatten()[None]).view(*rows.shape, *x.shape[1:])
+        if x.dim() < 2 or x.shape[0] != self.indices.shape[0]:
+            raise ValueError(f"x must be (B, N, ...) with B = {self.indices.shape[0]}, got shape {tuple(x.shape)}")
+        return gather_rows(x, self.indices)
+
+    def flat(self, cu_seqlens: torch.Tensor, total: int | None = None) -> torch.Tensor:
+        """The picks of a ragged batch as rows of its (T, ...) tensors, sample after sample, without padding.
+
+        Args:
+            cu_seqlens: (B+1,) the offsets, as they were given to `select`.
+            total: how many rows to return: nothing then waits for the device. More than there are picks: -1 fills up.
+                None counts them, for which a GPU is waited for.
+
+        Returns:
+            (total,) int64.
+
+        Example:
+            >>> sel = Selection(torch.tensor([[2, 0], [1, -1]]), torch.zeros(2, 2))
+            >>> sel.flat(torch.tensor([0, 3, 5]))
+            tensor([2, 0, 4])
+        """
+        rows = self._rows(cu_seqlens).flatten()
+        return rows[rows >= 0] if total is None else compacted(rows, rows >= 0, total)
+
+    def sorted(self) -> Selection:
+        """The same picks in ascending order of their indices, the padding still last.
+
+        Example:
+            >>> Selection(torch.tensor([[2, 0, -1]]), torch.tensor([[0.5, 0.25, -torch.inf]])).sorted()
+            Selection(indices=tensor([[ 0,  2, -1]]), scores=tensor([[0.2500, 0.5000,   -inf]]))
+        """
+        last = torch.iinfo(self.indices.dtype).max
+        order = torch.where(self.indices < 0, last, self.indices).argsort(stable=True, dim=1)
+        return Selection(self.indices.gather(1, order), self.scores.gather(1, order))
+
+    def _rows(self, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """The picks of a ragged batch as rows of its tensors, -1 still padding."""
+        return torch.where(self.indices < 0, -1, self.indices + cu_seqlens[:-1, None])
+
+
+def compacted(values: torch.Tensor, wanted: torch.Tensor, total: int) -> torch.Tensor:
+    """The wanted ones of (n,) values, in their order: (total,), with -1 behind them. Waits for no device."""
+    # Each goes to the place that it has among them; what is not wanted, and what is too much, behind the end.
+    place = torch.where(wanted, wanted.cumsum(0) - 1, total).clamp(max=total)
+    return values.new_full((total + 1,), -1).scatter_(0, place, values)[:total]
+
+
+def gather_rows(x: torch.Tensor, indices: torch.Tensor, padded: bool = True) -> torch.Tensor:
+    """Rows (B, k, ...) of x (B, N, ...): zeros where an index is -1, which `padded=False` promises not to occur."""
+    eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(indices) is torch.Tensor
+    if padded and eager_cpu:
+        padded = bool((indices < 0).any())  # which costs nothing here
+    if x.shape[1] == 0:
+        return x.new_zeros((*indices.shape, *x.shape[2:]))
+    at = indices.clamp(min=0) if padded else indices
+    rows = _copied_rows(x, at) if eager_cpu else _gathered(x, at)
+    return _where_not_padded(rows, indices) if padded else rows
+
+
+def _gathered(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """One launch on a GPU."""
+    return x.gather(1, at.view(*at.shape, *[1] * (x.dim() - 2)).expand(*at.shape, *x.shape[2:]))
+
+
+def _copied_rows(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """On a CPU whole rows are copied several times faster than elements are gathered (docs/decisions.md)."""
+    batch, tokens = x.shape[:2]
+    first = torch.arange(0, batch * tokens, tokens)[:, None]
+    return x.flatten(0, 1).index_select(0, (at + first).flatten()).view(*at.shape, *x.shape[2:])
+
+
+def _where_not_padded(rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    there = (indices >= 0).view(*indices.shape, *[1] * (rows.dim() - 2))
+    return torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
