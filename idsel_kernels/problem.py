@@ -30,12 +30,11 @@ class Problem(NamedTuple):
     """Frozen description of one call; a tuple, because a frozen dataclass takes 2 µs longer to make.
 
     `tokens` is N of a dense batch and the total T of a ragged one. `k` holds one count for all samples, or one per
-    sample; where the counts lie on the device, their upper bound. `k_max` is the width of the outputs.
+    sample; where the counts lie on the device, their upper bound. Outputs are as wide as the largest count, or `width`.
     """
 
     rule: Rule
     k: tuple[int, ...]
-    k_max: int
     batch: int
     tokens: int
     dim: int
@@ -46,6 +45,7 @@ class Problem(NamedTuple):
     has_mask: bool = False
     has_counts: bool = False
     sort: bool = False
+    width: int | None = None
 
     @classmethod
     def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
@@ -54,7 +54,6 @@ class Problem(NamedTuple):
         return cls(
             rule=rule,
             k=tuple(k),
-            k_max=max(k),
             batch=cu_seqlens.shape[0] - 1 if cu_seqlens is not None else features.shape[0],
             tokens=features.shape[-2],
             dim=features.shape[-1],
@@ -66,6 +65,11 @@ class Problem(NamedTuple):
             has_counts=counts is not None,
             sort=sort,
         )
+
+    @property
+    def k_max(self) -> int:
+        """Width of the outputs."""
+        return max(self.k) if self.width is None else self.width
 
     @property
     def k_per_sample(self) -> list[int]:

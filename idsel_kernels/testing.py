@@ -155,7 +155,7 @@ def check_selection(
     width = indices.shape[-1]
     k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
     inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens)
-    problem = Problem.of(inputs, rule, counts, sort=False)._replace(k_max=max(width, *counts))
+    problem = Problem.of(inputs, rule, counts, sort=False)._replace(width=max(width, *counts))
     if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
         wanted = (problem.batch, problem.k_max)
         raise ValueError(f"sel must hold (B, k) = {wanted} indices and scores, got {tuple(indices.shape)}")

@@ -42,7 +42,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "features-float64": (
         {"features": X.double()},
         TypeError,
-        "features must be float32, float16 or bfloat16, got torch.float64",
+        "features must be float32, float16 or bfloat16, got torch.float64; pass .float()",
     ),
     "features-complex": (
         {"features": X.to(torch.complex64)},
@@ -67,21 +67,38 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "features must be (T, D) with cu_seqlens, got shape (2, 6, 4)",
     ),
-    "k-float": ({"k": 3.0}, TypeError, "k must be an int, got float; for a fraction pass round(fraction * N)"),
+    "k-float": ({"k": 3.0}, TypeError, "k must be an int, got float; for a fraction of the tokens pass keep_ratio="),
     "k-bool": ({"k": True}, TypeError, "k must be an int, got bool"),
-    "k-none": ({"k": None}, TypeError, "k must be an int, got NoneType"),
-    "k-tensor": ({"k": torch.tensor(3)}, TypeError, "k must be an int, got Tensor; .item() or .tolist() makes one"),
+    "k-none": ({"k": None}, TypeError, "either k or keep_ratio must be given, got neither"),
+    "k-list-of-tensors": (
+        {"k": [torch.tensor(3), 2]},
+        TypeError,
+        "k[0] must be an int, got Tensor; .item() or .tolist() makes one",
+    ),
     "k-negative": ({"k": -1}, ValueError, "k must be >= 0, got -1"),
     "k-list-length": ({"k": [1, 2, 3]}, ValueError, "k must be an int or a list of B = 2 ints, got a list of 3"),
     "k-list-negative": ({"k": [1, -2]}, ValueError, "k[1] must be >= 0, got -2"),
     "k-list-float": (
         {"k": [1, 2.5]},
         TypeError,
-        "k[1] must be an int, got float; for a fraction pass round(fraction * N)",
+        "k[1] must be an int, got float; for a fraction of the tokens pass keep_ratio=",
     ),
-    "rule-string": ({"rule": "id"}, TypeError, "rule must be a rule such as IDSelection(), got 'id'"),
+    "rule-unknown": (
+        {"rule": "fps"},
+        ValueError,
+        "rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk or a class name, got 'fps'",
+    ),
+    "rule-tensor": (
+        {"rule": S, "importance": None},
+        TypeError,
+        "rule must be a rule such as IDSelection(), got a tensor; did you mean importance=?",
+    ),
     "rule-class": ({"rule": idsel.MMR}, TypeError, "rule must be an instance, got the class MMR; write MMR(...)"),
-    "rule-base": ({"rule": idsel.Rule()}, TypeError, "rule must be a rule such as IDSelection(), got Rule()"),
+    "rule-base": (
+        {"rule": idsel.Rule()},
+        TypeError,
+        "rule must be a rule such as IDSelection() or the name of one, got Rule()",
+    ),
     "features-nested": (
         {"features": torch.nested.nested_tensor([X[0], X[1, :3]], layout=torch.jagged)},
         TypeError,
@@ -92,7 +109,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "features must be a dense (strided) tensor, got layout torch._mkldnn",
     ),
-    "rule-none": ({"rule": None}, TypeError, "rule must be a rule such as IDSelection(), got None"),
+    "rule-none": (
+        {"rule": None},
+        TypeError,
+        "rule must be a rule such as IDSelection() or the name of one, got None",
+    ),
     "importance-missing": (
         {"importance": None},
         ValueError,
@@ -160,10 +181,10 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "cu_seqlens must be a torch.Tensor, got list",
     ),
-    "cu_seqlens-int64": (
-        {"features": T, "cu_seqlens": OFFSETS.long()},
+    "cu_seqlens-int16": (
+        {"features": T, "cu_seqlens": OFFSETS.short()},
         TypeError,
-        "cu_seqlens must be torch.int32, got torch.int64",
+        "cu_seqlens must be torch.int32 or torch.int64, got torch.int16",
     ),
     "cu_seqlens-2d": (
         {"features": T, "cu_seqlens": OFFSETS[None]},
@@ -275,6 +296,26 @@ def test_a_named_backend_that_cannot_run_says_why_and_never_falls_back() -> None
         idsel.select(X, 3, importance=S, backend="cuda")
 
 
+def test_a_distributed_tensor_is_refused_with_a_sentence() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        features = torch.distributed.tensor.distribute_tensor(X, mesh)
+        with pytest.raises(TypeError, match=r"^features must not be a DTensor; pass the tensors of this rank"):
+            idsel.select(features, 3, importance=S)
+        assert idsel.select(features.to_local(), 3, importance=S).indices.shape == (2, 3)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_rule_by_its_name_is_the_published_one() -> None:
+    for name, rule in (("id", idsel.IDSelection()), ("NMS", idsel.HardSuppress()), ("MaxMin", idsel.MaxMin())):
+        named, made = (idsel.select(X, 4, given, S) for given in (name, rule))
+        assert torch.equal(named.indices, made.indices)
+        assert idsel.explain(X, 4, name, S).problem.rule == rule
+        idsel.testing.check_selection(named, X, name, S).assert_ok()
+
+
 def test_numpy_integers_are_accepted_for_k() -> None:
     assert idsel.select(X, np.int64(3), importance=S).indices.shape == (2, 3)
     assert idsel.select(X, [np.int32(1), 2], importance=S).indices.shape == (2, 2)
@@ -283,7 +324,10 @@ def test_numpy_integers_are_accepted_for_k() -> None:
 def test_errors_are_the_same_through_the_operator() -> None:
     rule_id, params = idsel.IDSelection().encode()
     for arguments, message in (
-        ((X.double(), [3], rule_id, params, S), "features must be float32, float16 or bfloat16, got torch.float64"),
+        (
+            (X.double(), [3], rule_id, params, S),
+            "features must be float32, float16 or bfloat16, got torch.float64; pass .float()",
+        ),
         ((X, [3], rule_id, params, S[:, :5]), "importance must be (B, N) = (2, 6) to match features, got (2, 5)"),
         (
             (X, [3], rule_id, params),

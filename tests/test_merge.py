@@ -259,7 +259,7 @@ def test_bipartite_pairing_of_a_single_token() -> None:
         ({"hidden": HIDDEN.long()}, TypeError, "hidden must be floating point to be merged, got torch.int64"),
         ({"hidden": HIDDEN[..., None]}, ValueError, r"hidden must be \(B, N, C\) or \(N, C\), got shape"),
         ({"sel": SEL.indices}, TypeError, "sel must be a Selection, got Tensor"),
-        ({"sel": idsel.Selection(SEL.indices[:2], SEL.scores)}, ValueError, r"sel.indices must be \(B, k\) int64 with B"),
+        ({"sel": idsel.Selection(SEL.indices[:2], SEL.scores)}, ValueError, r"sel.indices must be \(B, k\) int64"),
         ({"features": HIDDEN[:, :4]}, ValueError, r"features must be \(3, 50, D\) with D >= 1 to match hidden, got"),
         ({"how": "sum"}, ValueError, "how must be one of 'mean', 'add_mean', 'weighted', got 'sum'"),
         ({"beta": 2}, ValueError, r"beta must be a number in \[0, 1\], got 2"),

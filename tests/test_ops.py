@@ -187,7 +187,7 @@ def test_eager_call_on_plain_tensors_does_not_cross_the_dispatcher(monkeypatch: 
     def refuse(*args: object) -> None:
         raise AssertionError("the operator was called")
 
-    monkeypatch.setattr(ops, "call", refuse)
+    monkeypatch.setattr(ops, "select", refuse)
     case = clustered(1, 20, 8)
     idsel.select(**case.inputs(), k=3)
     with torch.no_grad():

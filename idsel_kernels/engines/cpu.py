@@ -126,7 +126,7 @@ class CpuEngine:
         """Selects; the library reads the tensors where they lie."""
         calls = _stats.get()
         if inputs.counts is not None:
-            problem = problem._replace(k=tuple(inputs.counts.tolist()))
+            problem = problem._replace(k=tuple(inputs.counts.tolist()), width=problem.k_max)
         call = library_call.prepare(problem, inputs)
         stats = _native.library().select_cpu(*call.arguments, torch.get_num_threads(), _isa.get(), calls is not None)
         if calls is not None:
