@@ -5,6 +5,10 @@ Parity, ties and edges are in the tests that take a `backend`, which run on the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 from backends import Backend, same, set_gram_budget
@@ -81,15 +85,60 @@ def test_capture_and_replay(rule: str, is_ragged: bool, gpu: Backend) -> None:
     assert same(captured, idsel.select(**call))
 
 
+def test_a_captured_graph_takes_other_budgets(gpu: Backend) -> None:
+    case = clustered(4, 200, 64, seed=3)
+    inputs, k = gpu.inputs(case.inputs()), gpu.put(torch.tensor([20, 3, 30, 5]))
+
+    def prune() -> idsel.Pruned:
+        budget = {"k": k, "k_max": 30, "rule": "mmr", "backend": gpu.name}
+        return idsel.prune(inputs["features"], importance=inputs["importance"], merge="mean", **budget)
+
+    prune()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = prune()
+    for counts in ([20, 3, 30, 5], [1, 0, 7, 30]):
+        k.copy_(torch.tensor(counts))
+        graph.replay()
+        wanted = idsel.prune(case.features, counts, "mmr", case.importance, merge="mean")
+        width = max(counts)
+        assert torch.equal(captured.indices[:, :width].cpu(), wanted.indices)
+        torch.testing.assert_close(captured.hidden[:, :width].cpu(), wanted.hidden, rtol=1e-4, atol=1e-5)
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Whatever waits for the device is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_nothing_waits_for_the_device(gpu: Backend) -> None:
     inputs = gpu.inputs(clustered(4, 300, 128).inputs())
     call = dict(**inputs, k=[3, 4, 5, 6], rule=idsel.MMR(), backend=gpu.name)
     idsel.select(**call)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         idsel.select(**call)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("how", [None, "mean", "add_mean", "weighted"])
+@pytest.mark.parametrize("is_ragged", [False, True], ids=["dense", "ragged"])
+def test_pruning_and_merging_wait_for_nothing_and_repeat(how: Any, is_ragged: bool, gpu: Backend) -> None:
+    case = ragged((90, 0, 200, 17), 64, seed=3) if is_ragged else clustered(4, 200, 64, seed=3)
+    inputs = gpu.inputs(case.inputs())
+    hidden, on_gpu = inputs.pop("features"), torch.device(gpu.device.type)
+    protect = torch.zeros(hidden.shape[:-1], dtype=torch.bool, device=on_gpu)
+    positions = torch.arange(hidden.shape[-2], device=on_gpu)
+    options = dict(**inputs, rule="mmr", merge=how, protect=protect, position_ids=positions, backend=gpu.name)
+    for budget in ({"k": 20}, {"k": torch.tensor([3, 0, 20, 9], device=on_gpu), "k_max": 20}, {"keep_ratio": 0.1}):
+        call = dict(**options, **budget, max_seqlen=200 if is_ragged else None)
+        first = idsel.prune(hidden, **call)
+        with nothing_waits():
+            again = idsel.prune(hidden, **call)
+        assert torch.equal(first.hidden, again.hidden) and same(first.selection, again.selection)
 
 
 @pytest.mark.parametrize("rule", [name for name in RULE_CASES if not name.startswith("coverage")])

@@ -33,13 +33,15 @@ def _count_op(graph: torch.fx.Graph) -> int:
 
 
 @ALL_RULES
-@pytest.mark.parametrize("kind", ["dense", "masked", "ragged", "half", "requires_grad"])
+@pytest.mark.parametrize("kind", ["dense", "masked", "ragged", "half", "requires_grad", "counts"])
 def test_opcheck(rule: idsel.Rule, kind: str) -> None:
     case = ragged((5, 9), 8) if kind == "ragged" else clustered(2, 12, 8)
     features = case.features.half() if kind == "half" else case.features
     if kind == "requires_grad":
         features.requires_grad_()
     more: dict[str, Any] = {"cu_seqlens": case.cu_seqlens} if kind == "ragged" else {}
+    if kind == "counts":
+        more["counts"] = torch.tensor([1, 4])
     if kind == "masked":
         more["mask"] = torch.arange(24).view(2, 12) % 3 != 0
     rule_id, params = rule.encode()

@@ -164,6 +164,28 @@ void test_ragged() {
     for (const Rule& rule : rules(90)) run_on_both(call, rule, exact(rule));
 }
 
+// Counts that nobody has checked: the picks are those of counts that fit.
+void test_k_on_device() {
+    const std::vector<int32_t> counts = {1 << 30, -5, 3, 10};
+    Call fitting = make_call(1, 4, 70, 16, 10, IDSEL_FLOAT32, false);
+    fitting.args.device = IDSEL_CUDA;
+    for (const Rule& rule : rules(70)) {
+        fitting.args.rule = rule.id;
+        fitting.params = rule.params;
+        Call call = fitting;
+        call.args.k_on_device = counts.data();
+        fitting.args.k_count = 4;
+        fitting.k = {10, 0, 3, 10};
+        run(fitting);
+        run(call);
+        CHECK(same(fitting, call));
+        if (rule.id == 5) continue;  // Coverage is refused on panels
+        call.args.gram_budget = 1;
+        run(call);
+        CHECK(same(fitting, call));
+    }
+}
+
 }  // namespace
 
 // With "quick": only what shows whether the machinery works. With "odd": only inputs that may lead outside of memory,
@@ -183,6 +205,7 @@ int main(int count, char** words) {
     test_hurting(IDSEL_FLOAT32, 1, 1, 1, 1);
     test_hurting(IDSEL_FLOAT32, 1, 0, 4, 3);
     test_ragged();
+    test_k_on_device();
     if (part != "odd") {
         test_exact(1, 70, 256, 8);
         test_several_tokens_a_thread();

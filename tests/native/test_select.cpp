@@ -138,6 +138,8 @@ void test_refusals() {
     check_refused(IDSEL_INVALID, "params", [](idsel_args& a) { a.params = nullptr; });
     check_refused(IDSEL_INVALID, "k[0]", [](idsel_args& a) { a.k_max = 2; });
     check_refused(IDSEL_INVALID, "k must hold", [](idsel_args& a) { a.k_count = 3; });
+    const int32_t count = 1;
+    check_refused(IDSEL_INVALID, "k_on_device", [&](idsel_args& a) { a.k_on_device = &count; });
     check_refused(IDSEL_INVALID, "indices", [](idsel_args& a) { a.indices = nullptr; });
     check_refused(IDSEL_INVALID, "features", [](idsel_args& a) { a.features = nullptr; });
     check_refused(IDSEL_UNSUPPORTED, "features_dim_stride", [](idsel_args& a) { a.features_dim_stride = 2; });
