@@ -8,8 +8,10 @@ import torch
 
 __all__ = ["first_alike", "first_equal"]
 
-# Rows looked at together: what is computed of them needs memory like this many rows, not like all.
-_CHUNK = 128
+# Numbers looked at together: what is computed of them needs memory like so many, not like all. On a CPU they stay in
+# its cache, on a GPU each part is several launches.
+_PART_NUMBERS = {"cpu": 2**17}
+_PART_NUMBERS_ELSEWHERE = 2**24
 
 # The multipliers of SplitMix64 and its step, as signed integers.
 _STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -33,7 +35,7 @@ def first_alike(rows: torch.Tensor) -> torch.Tensor:
     begins = torch.arange(len(flat), device=rows.device).view(candidate.shape) - tokens
     at = (candidate + begins).flatten()
     equal = torch.empty(len(flat), dtype=torch.bool, device=rows.device)
-    for part in _parts(len(flat)):
+    for part in _parts(flat):
         equal[part] = (flat[part] == flat.index_select(0, at[part])).all(-1)
     return torch.where(equal.view(candidate.shape), candidate, tokens)
 
@@ -51,18 +53,20 @@ def _hashes(rows: torch.Tensor) -> torch.Tensor:
     word = torch.int16 if rows.element_size() == 2 else torch.int32
     weights = _weights(rows.shape[-1] * rows.element_size() // word.itemsize, rows.device)
     hashes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    for part in _parts(len(rows)):
+    for part in _parts(rows):
         # Zeros lose their sign; adding 0.0 would do that too, but a compiler may leave it out.
         words = torch.where(rows[part] == 0, 0.0, rows[part]).contiguous().view(word)
         hashes[part] = (words * weights).sum(-1)
     return hashes
 
 
-def _parts(count: int) -> Iterator[slice]:
+def _parts(rows: torch.Tensor) -> Iterator[slice]:
     """Rows are looked at in parts, and results put where they belong: small ones kept in between would stop the
     allocator from using memory again."""
-    for begin in range(0, count, _CHUNK):
-        yield slice(begin, begin + _CHUNK)
+    numbers = _PART_NUMBERS.get(rows.device.type, _PART_NUMBERS_ELSEWHERE)
+    step = max(1, numbers // max(1, rows.shape[1]))
+    for begin in range(0, len(rows), step):
+        yield slice(begin, begin + step)
 
 
 def _weights(count: int, device: torch.device) -> torch.Tensor:

@@ -12,6 +12,7 @@ from .counts import Count, resolve
 from .problem import Inputs, Problem
 from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, by_name
 from .selection import Selection
+from .tracing import must_trace
 
 __all__ = [
     "coverage_select",
@@ -31,6 +32,7 @@ __all__ = [
 class Options(TypedDict, total=False):
     """The keyword arguments that the shorthands hand on to `select`, with its meanings and defaults."""
 
+    keep_ratio: float | None
     k_max: int | None
     mask: torch.Tensor | None
     cu_seqlens: torch.Tensor | None
@@ -66,18 +68,20 @@ def select(
         importance: (B, N), or (N,) with (N, D) features, or (T,); any floating dtype, higher is better. Required by
             every rule but `MaxMin` and `Coverage`. +inf counts as the largest float32 (`DPP`: as 2**63, and for
             `Coverage` importance**alpha as within ±2**100, so that priorities stay finite).
-        keep_ratio: in (0, 1], in place of k: that share of each sample's tokens (those that exist: inside the sample
-            and not masked), rounded half to even, at least 1.
-        k_max: width of the outputs where k is a tensor, its upper bound: below 0 counts as 0, above as `k_max`. With
-            `keep_ratio` and a mask or a ragged batch it may be given too; else it is the share of N, or of T.
+        keep_ratio: in (0, 1], in place of k (None): that share of each sample's tokens (those that exist: inside the
+            sample and not masked), rounded half to even, at least 1.
+        k_max: width of the outputs where k is a tensor, its upper bound. On a CPU and with `validate` a k outside of
+            [0, k_max] raises, else below counts as 0 and above as `k_max`. With `keep_ratio` it may be given too, and
+            larger shares are cut to it; else the outputs are as wide as the share of N, of a ragged batch the share
+            of all T: give it there.
         mask: bool, shaped like importance. False takes the token out of the problem altogether.
         cu_seqlens: (B+1,) int32 or int64 on the device of features, for a ragged batch: sample b is the rows
             cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample. int32 saves a conversion.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
         validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
-            importance, negative importance for `Coverage`, `cu_seqlens` and a k on the device raise instead of
-            following the policy below.
+            importance, negative importance for `Coverage`, `cu_seqlens` and a k on the device (on a CPU these two
+            always) raise instead of following the policy below.
 
     Returns:
         `Selection(indices, scores)`, always batched: an (N, D) input gives (1, k). Neither requires grad.
@@ -110,7 +114,7 @@ def select(
 def run(inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str | None, validate: bool) -> Selection:
     """`select` on what `prepare` returns, through the operator where something is watching operators."""
     checks.check_flag("validate", validate)
-    if ops.must_trace(*inputs):
+    if must_trace(*inputs):
         features, importance, mask, cu_seqlens, device_counts = inputs
         rule_id, params = rule.encode()
         companions = importance, mask, cu_seqlens
@@ -195,7 +199,7 @@ def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
 
 def id_select(
     features: torch.Tensor,
-    k: Count,
+    k: Count | None,
     importance: torch.Tensor,
     *,
     gamma: float = 20.0,
@@ -214,7 +218,7 @@ def id_select(
 
 def mmr_select(
     features: torch.Tensor,
-    k: Count,
+    k: Count | None,
     importance: torch.Tensor,
     *,
     lam: float = 0.5,
@@ -232,7 +236,7 @@ def mmr_select(
 
 
 def maxmin_select(
-    features: torch.Tensor, k: Count, *, start: int | None = None, **options: Unpack[Options]
+    features: torch.Tensor, k: Count | None, *, start: int | None = None, **options: Unpack[Options]
 ) -> Selection:
     """DivPrune (CVPR 2025): `select` with `MaxMin(start)`.
 
@@ -246,7 +250,7 @@ def maxmin_select(
 
 def nms_select(
     features: torch.Tensor,
-    k: Count,
+    k: Count | None,
     importance: torch.Tensor,
     *,
     threshold: float = 0.8,
@@ -267,7 +271,7 @@ def nms_select(
 
 def dpp_select(
     features: torch.Tensor,
-    k: Count,
+    k: Count | None,
     importance: torch.Tensor,
     *,
     eps: float = 1e-6,
@@ -285,7 +289,7 @@ def dpp_select(
 
 def coverage_select(
     features: torch.Tensor,
-    k: Count,
+    k: Count | None,
     importance: torch.Tensor | None = None,
     *,
     alpha: float = 1.0,
@@ -302,7 +306,9 @@ def coverage_select(
     return select(features, k, Coverage(alpha, combine), importance, **options)
 
 
-def topk_select(features: torch.Tensor, k: Count, importance: torch.Tensor, **options: Unpack[Options]) -> Selection:
+def topk_select(
+    features: torch.Tensor, k: Count | None, importance: torch.Tensor, **options: Unpack[Options]
+) -> Selection:
     """The k most important tokens (FastV, FasterVLM): `select` with `TopK()`.
 
     Example:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counts import check_count, on_device
+
 __all__ = [
     "by_top_scores",
     "evs",
@@ -60,7 +62,7 @@ def per_frame(total: int, n_frames: int) -> list[int]:
         >>> per_frame(11, 4)
         [3, 3, 3, 2]
     """
-    total, n_frames = _check_count("total", total), _check_count("n_frames", n_frames, low=1)
+    total, n_frames = check_count("total", total), check_count("n_frames", n_frames, low=1)
     share, rest = divmod(total, n_frames)
     return [share + 1] * rest + [share] * (n_frames - rest)
 
@@ -167,7 +169,7 @@ def vidcom2(
         tensor([4, 2, 2, 2])
     """
     _check_floats("frame_scores", frame_scores, "(..., T)", 1)
-    n = _check_count("tokens_per_frame", tokens_per_frame, low=1)
+    n = check_count("tokens_per_frame", tokens_per_frame, low=1)
     _check_ratio(keep_ratio)
     _check_vidcom2_options(exact, temperature)
     if token_scores is not None:
@@ -316,7 +318,7 @@ def holov_scores(features: Tensor, attention: Tensor, crops: int, alpha: float =
         raise ValueError(f"features must have N >= 1 and D >= 1, got shape {_shape(features)}")
     _check_floats("attention", attention, "(..., N)", 1)
     _check_same("attention", attention, features.shape[:-1], "features", features)
-    crops = min(_check_count("crops", crops, low=1), features.shape[-2])
+    crops = min(check_count("crops", crops, low=1), features.shape[-2])
     _check_number("alpha", alpha, low=0.0)
     dtype = _share_dtype(features)  # float64 also keeps autocast and TF32 out of the product
     x, a = features.detach().to(dtype), attention.detach().to(dtype)
@@ -554,20 +556,10 @@ def _check_same(name: str, x: Tensor, wanted: Sequence[int], other_name: str, ot
     _check_device(name, x, other_name, other)
 
 
-def _check_count(name: str, value: int, low: int = 0) -> int:
-    if not isinstance(value, (int, torch.SymInt)) and isinstance(value, numbers.Integral):
-        value = int(value)  # a NumPy integer
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be >= {low}, got {value}")
-    return value
-
-
 def _check_total(total: int | Tensor, name: str, other: Tensor, shape: Sequence[int] | None = None) -> int | Tensor:
     """A count, or integers of the given shape (None: one for each row of `other`, the tensor called `name`)."""
     if not isinstance(total, Tensor):
-        return _check_count("total", total)
+        return check_count("total", total)
     _check_integers("total", total)
     _check_same("total", total, other.shape[:-1] if shape is None else shape, name, other)
     return total
@@ -584,10 +576,9 @@ def _check_bound(name: str, value: int | Sequence[int] | Tensor, other_name: str
     if isinstance(value, Sequence):
         if len(value) != w.shape[-1]:
             raise ValueError(f"{name} must have {w.shape[-1]} ints to match {other_name}, got {len(value)}")
-        counts = [_check_count(f"{name}[{i}]", count) for i, count in enumerate(value)]
-        # A blocking copy would wait for the device.
-        return torch.tensor(counts, dtype=torch.int64).to(w.device, non_blocking=True).expand_as(w)
-    return torch.full_like(w, _check_count(name, value), dtype=torch.int64)
+        counts = [check_count(f"{name}[{i}]", count) for i, count in enumerate(value)]
+        return on_device(counts, w.device).to(torch.int64).expand_as(w)
+    return torch.full_like(w, check_count(name, value), dtype=torch.int64)
 
 
 def _check_number(name: str, value: float, low: float = -math.inf) -> None:

@@ -16,10 +16,13 @@ __all__ = [
     "check_after_picks",
     "check_backend",
     "check_choice",
+    "check_compared",
+    "check_counts",
     "check_flag",
     "check_hidden",
     "check_inputs",
     "check_merge",
+    "check_offsets",
     "check_pairing",
     "check_rule",
     "check_values",
@@ -117,6 +120,8 @@ def check_merge(
     cu_seqlens: torch.Tensor | None,
 ) -> None:
     """The arguments of `merge`, given a batch axis, against each other."""
+    if isinstance(features, str):
+        raise TypeError(f"features must be a torch.Tensor, got {features!r}; did you mean how=?")
     check_choice("how", how, hows)
     if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
         raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
@@ -153,18 +158,22 @@ def check_pairing(features: Any, r: Any, class_token: Any) -> None:
     check_flag("class_token", class_token)
 
 
-def check_after_picks(
-    hidden: torch.Tensor,
-    features: torch.Tensor,
-    protect: Any,
-    position_ids: Any,
-    cu_seqlens: torch.Tensor | None,
-) -> None:
-    """What `prune` takes beyond the arguments of `select`, given a batch axis."""
-    if hidden.shape[:-1] != features.shape[:-1]:
-        wanted, got = tuple(hidden.shape[:-1]), tuple(features.shape[:-1])
-        raise ValueError(f"features must have the tokens of hidden, {wanted}, got {got}")
+def check_compared(hidden: torch.Tensor, features: Any) -> None:
+    """What `prune` compares: `features` of the tokens of `hidden`, or that itself."""
+    if features is None:
+        if hidden.dtype not in FEATURE_DTYPES:
+            wanted = "float32, float16 or bfloat16 where no features are given"
+            raise TypeError(f"hidden must be {wanted}, got {hidden.dtype}; pass features=")
+        return
+    _check_tensor("features", features)
+    if features.shape[:-1] != hidden.shape[:-1]:
+        tokens = tuple(hidden.shape[:-1])
+        raise ValueError(f"features must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
     _check_device("features", features, hidden, "hidden")
+
+
+def check_after_picks(hidden: torch.Tensor, protect: Any, position_ids: Any, cu_seqlens: torch.Tensor | None) -> None:
+    """What goes with the tokens of `prune`, given a batch axis."""
     if protect is not None:
         _check_companion("protect", protect, hidden, cu_seqlens, True, "hidden")
         if protect.dtype is not torch.bool:
@@ -233,8 +242,9 @@ def check_rule(rule: Any) -> None:
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        got = repr(value) if isinstance(value, (str, int, type(None))) else type(value).__name__
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {got}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -255,9 +265,12 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
     """Checks that read values: `cu_seqlens` and `k` where that costs no device sync, everything with `validate`."""
     read = validate or problem.device.type == "cpu"
     if read and inputs.cu_seqlens is not None:
-        _check_offsets(inputs.cu_seqlens.tolist(), problem)
+        offsets = inputs.cu_seqlens.tolist()
+        check_offsets(offsets, problem.tokens)
+        for begin, end in itertools.pairwise(offsets):
+            _check_grid(problem.rule, end - begin)
     if read and inputs.counts is not None:
-        _check_counts(inputs.counts.tolist(), problem.k_max)
+        check_counts(inputs.counts, problem.k_max)
     if not validate:
         return
     # Masked tokens are no part of the problem, so they may hold anything.
@@ -269,24 +282,24 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
             raise ValueError("importance must be >= 0 for Coverage, got a negative one")
 
 
-def _check_counts(counts: list[int], k_max: int) -> None:
-    for sample, count in enumerate(counts):
+def check_counts(counts: torch.Tensor, k_max: int) -> None:
+    """Values of a k that is a tensor."""
+    for sample, count in enumerate(counts.tolist()):
         if not 0 <= count <= k_max:
             raise ValueError(f"k[{sample}] must be in [0, k_max = {k_max}], got {count}")
 
 
-def _check_offsets(offsets: list[int], problem: Problem) -> None:
+def check_offsets(offsets: list[int], tokens: int) -> None:
+    """Values of `cu_seqlens`: from 0 to T without a step back."""
     if offsets[0] != 0:
         raise ValueError(f"cu_seqlens must start at 0, got {offsets[0]}")
-    if offsets[-1] != problem.tokens:
-        raise ValueError(f"cu_seqlens must end at T = {problem.tokens}, got {offsets[-1]}")
+    if offsets[-1] != tokens:
+        raise ValueError(f"cu_seqlens must end at T = {tokens}, got {offsets[-1]}")
     for sample, (begin, end) in enumerate(itertools.pairwise(offsets)):
         if end < begin:
             raise ValueError(
                 f"cu_seqlens must not decrease, got {begin} then {end} at positions {sample} and {sample + 1}"
             )
-        if end > begin:
-            _check_grid(problem.rule, end - begin)
 
 
 def _check_finite(name: str, unit: str, finite: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from .problem import Inputs
 
-__all__ = ["Count", "device_counts", "host_counts", "on_device", "resolve"]
+__all__ = ["Count", "check_count", "device_counts", "host_counts", "on_device", "resolve"]
 
 # What `select` takes as k.
 Count: TypeAlias = "int | Sequence[int] | torch.Tensor"
@@ -34,7 +34,7 @@ def resolve(k: Any, keep_ratio: Any, k_max: Any, inputs: Inputs, batch: int) -> 
         counts = device_counts(k, inputs, batch)
         if k_max is None:
             raise TypeError("k as a tensor needs k_max=, the width of the outputs: its values are not read; got None")
-        return [_count("k_max", k_max)], counts
+        return [check_count("k_max", k_max)], counts
     if k_max is not None:
         raise TypeError(f"k_max goes with k as a tensor or with keep_ratio, got k_max={k_max!r} with k={k!r}")
     return host_counts(k, batch), None
@@ -45,22 +45,23 @@ def host_counts(k: Any, batch: int) -> list[int]:
     if isinstance(k, np.ndarray):
         k = k.tolist()
     if isinstance(k, str) or not isinstance(k, Sequence):
-        return [_count("k", k)]
+        return [check_count("k", k)]
     if len(k) != batch:
         raise ValueError(f"k must be an int or a list of B = {batch} ints, got a list of {len(k)}")
     # An empty list would leave the width of the output open.
-    return [_count(f"k[{i}]", count) for i, count in enumerate(k)] or [0]
+    return [check_count(f"k[{i}]", count) for i, count in enumerate(k)] or [0]
 
 
-def _count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any, low: int = 0) -> int:
+    """An int, also of NumPy or under tracing, that is at least `low`."""
     if not isinstance(value, (int, torch.SymInt)) and isinstance(value, numbers.Integral):
         value = int(value)  # a NumPy integer
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         hint = "; for a fraction of the tokens pass keep_ratio=" if isinstance(value, float) else ""
         hint = "; .item() or .tolist() makes one" if isinstance(value, torch.Tensor) else hint
         raise TypeError(f"{name} must be an int, got {type(value).__name__}{hint}")
-    if value < 0:
-        raise ValueError(f"{name} must be >= 0, got {value}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}")
     return value  # type: ignore[return-value]  # a SymInt under tracing
 
 
@@ -104,16 +105,13 @@ def _of_ratio(keep_ratio: Any, k_max: Any, inputs: Inputs) -> tuple[list[int], t
     if not 0 < ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio!r}")
     most: Any = torch.sym_max(1, round(ratio * features.shape[-2]))
+    cap = most if k_max is None else check_count("k_max", k_max)
     if inputs.mask is None and inputs.cu_seqlens is None:
-        if k_max is not None:
-            raise TypeError(f"k_max is not needed with keep_ratio and samples of equal length, got k_max={k_max!r}")
-        return [most], None
-    if k_max is not None:
-        most = _count("k_max", k_max)
+        return [torch.sym_min(most, cap)], None
     # MPS has no float64. There a product may round the other way at a half.
     wide = torch.float32 if features.device.type == "mps" else torch.float64
     counts = (_tokens(inputs).to(wide) * ratio).round().to(torch.int64)
-    return [most], counts.clamp(min=1).clamp(max=most)
+    return [cap], counts.clamp(min=1).clamp(max=cap)
 
 
 def _tokens(inputs: Inputs) -> torch.Tensor:

@@ -10,7 +10,9 @@ import torch
 from . import checks, ops
 from .arithmetic import ieee_arithmetic
 from .combine import combine, nearest
+from .counts import check_count
 from .selection import Selection
+from .tracing import must_trace
 
 __all__ = ["HOW", "How", "Merged", "bipartite_pairing", "merge"]
 
@@ -75,14 +77,15 @@ def merge(
         sizes: of the tokens, shaped like `mask`, from an earlier merge: the weights of tokens in a mean or sum, so that
             `"mean"` repeated is the mean over all (ToMe's `merge_wavg`). 1 each, unless given.
         cu_seqlens: (B+1,) int32 or int64, the offsets of a ragged batch.
-        max_seqlen: the length of the longest sample of a ragged batch, if the host knows it: nothing then waits for a
-            GPU.
+        max_seqlen: at least the length of the longest sample of a ragged batch, if the host knows it: nothing then
+            waits for a GPU, and nobody checks it there; tokens beyond it would be lost.
 
     Returns:
         `Merged(hidden, sizes, assignment)`, always batched.
 
     A token without a direction (zeros) is similar to none, so it goes to the first pick that receives. Ties go to the
-    lowest pick. A token whose features are not finite is given to none, and is given none.
+    pick that comes first in `sel`. A token whose features are not finite is given to none, and is given none. Where no
+    kept token receives, the dropped ones are lost.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it, what was wanted and what came.
@@ -98,7 +101,9 @@ def merge(
     """
     checks.check_hidden(hidden, cu_seqlens)
     if not isinstance(sel, tuple) or len(sel) != 2:
-        raise TypeError(f"sel must be a Selection, got {type(sel).__name__}")
+        hint = "; pass its .selection" if hasattr(sel, "selection") else ""
+        raise TypeError(f"sel must be a Selection, got {type(sel).__name__}{hint}")
+    max_seqlen = None if max_seqlen is None else check_count("max_seqlen", max_seqlen)
     if hidden.dim() == 2 and cu_seqlens is None:
         hidden = hidden[None]
         features, mask, receivers, sizes = (
@@ -107,10 +112,26 @@ def merge(
     features = hidden if features is None else features
     checks.check_merge(hidden, features, sel[0], how, HOW, beta, mask, receivers, sizes, cu_seqlens)
     tensors = (hidden, features, sel[0], mask, receivers, sizes, cu_seqlens)
+    if hidden.device.type == "cpu" and not must_trace(*tensors):
+        _check_values(hidden, sel[0], cu_seqlens, max_seqlen)
     needs_grad = hidden.requires_grad and torch.is_grad_enabled()
-    call = ops.merge if needs_grad or ops.must_trace(*tensors) else combine
+    call = ops.merge if needs_grad or must_trace(*tensors) else combine
     merged, total, assignment, _weights = call(*tensors, how, float(beta), max_seqlen)
     return Merged(merged, total, assignment)
+
+
+def _check_values(
+    hidden: torch.Tensor, indices: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int | None
+) -> None:
+    """Values whose reading waits for nothing."""
+    longest = torch.tensor(hidden.shape[-2])
+    if cu_seqlens is not None:
+        checks.check_offsets(cu_seqlens.tolist(), hidden.shape[0])
+        longest = cu_seqlens.diff()[:, None]
+        if max_seqlen is not None and len(longest) and int(longest.max()) > max_seqlen:
+            raise ValueError(f"max_seqlen must be at least {int(longest.max())}, the longest sample, got {max_seqlen}")
+    if bool((indices >= longest).any()):
+        raise ValueError(f"sel.indices must be positions in their sample, got {int(indices.max())} in one too short")
 
 
 def bipartite_pairing(features: torch.Tensor, r: int, class_token: bool = False) -> tuple[Selection, torch.Tensor]:
@@ -121,13 +142,15 @@ def bipartite_pairing(features: torch.Tensor, r: int, class_token: bool = False)
 
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16: what is compared, in ToMe the keys of attention.
-        r: tokens to drop per sample; at most half of those after the class token, as in the official code.
+        r: tokens to drop per sample, >= 0. More than half of those after the class token counts as half, as in the
+            official code.
         class_token: token 0 is one, and is never dropped; the kept tokens at even positions are then sorted by
             position, else by falling similarity.
 
     Returns:
-        `(kept, receivers)`: the kept tokens, first the even positions, then all odd ones, with scores (B, N - r): the
-        similarity to the partner for even positions, 0 for odd; and (B, N) bool, True at odd positions.
+        `(kept, receivers)`: the kept tokens (B, N - r), first the even positions, then all odd ones (`kept.sorted()`
+        has them as they stood), with the similarity to the partner as scores, 0 at odd positions; and (B, N) bool, True
+        at odd positions.
 
     Raises:
         TypeError, ValueError: an argument is not as above.

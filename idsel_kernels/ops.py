@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import checks, dispatch
 from .combine import combine
@@ -19,7 +18,7 @@ from .problem import Inputs, Problem
 from .rules import decode
 from .selection import gather_rows
 
-__all__ = ["merge", "must_trace", "select"]
+__all__ = ["merge", "select"]
 
 _SCHEMA = (
     "select(Tensor features, SymInt[] k, int rule_id, float[] params, Tensor? importance=None, "
@@ -135,25 +134,6 @@ _library.impl("merge", combine, "CompositeExplicitAutograd")  # type: ignore[no-
 torch.library.register_fake("idsel::merge", _merge_fake, lib=_library)
 torch.library.register_autograd("idsel::merge", _merge_backward, setup_context=_save_for_backward, lib=_library)
 
-
-def must_trace(*tensors: torch.Tensor | None) -> bool:
-    """Whether something is watching operators, so that the call has to be one.
-
-    `is_compiling()` alone is not enough: it is False under fake tensors, `make_fx` and dispatch modes.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    if _get_current_dispatch_mode() is not None or torch._C._get_tracing_state() is not None:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_function_stack() > 0:
-        return True
-    for tensor in tensors:  # noqa: SIM110  # any() over a generator takes 1 µs longer
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
-            return True
-    return False
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 select = torch.ops.idsel.select.default
 merge = torch.ops.idsel.merge.default

@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from . import api, checks, merging, ops
-from .counts import Count, on_device
+from . import api, checks, merging
+from .counts import Count, check_count, on_device
 from .merging import HOW, How, Merged
 from .problem import Inputs
 from .rules import IDSelection, Rule
 from .selection import Selection, compacted, gather_rows
+from .tracing import must_trace
 
 __all__ = ["Pruned", "prune"]
 
@@ -48,12 +49,31 @@ class Pruned(NamedTuple):
         """How many tokens each sample keeps: (B,) int64."""
         return self.selection.counts
 
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which rows of `hidden` are tokens, and not padding: (B, k) bool, or (rows,)."""
+        if self.cu_seqlens is None:
+            return self.indices >= 0
+        return torch.arange(self.hidden.shape[0], device=self.hidden.device) < self.cu_seqlens[-1]
+
     def keep_mask(self, tokens: int, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
-        """`Selection.keep_mask`: (B, N) bool, or (T,) with the offsets that `prune` was given."""
+        """Which of the tokens given are kept, as `Selection.keep_mask`.
+
+        Args:
+            tokens: N; of a ragged batch T.
+            cu_seqlens: the offsets of a ragged batch that `prune` was given, not those that it returned.
+
+        Returns:
+            (B, N) bool, or (T,) with `cu_seqlens`.
+        """
         return self.selection.keep_mask(tokens, cu_seqlens)
 
     def trimmed(self) -> Pruned:
-        """Without the padding that all samples have; reads one number, for which a GPU is waited for."""
+        """Without the padding that all samples have; reads one number, for which a GPU is waited for.
+
+        Of a ragged batch the rows behind the last token are cut off, of a dense one the columns behind the longest
+        sample, those of `selection` too.
+        """
         if self.cu_seqlens is not None:
             rows = int(self.cu_seqlens[-1])
             cut = [None if t is None else t[..., :rows] for t in (self.position_ids, self.sizes)]
@@ -80,7 +100,9 @@ def prune(
     protect: torch.Tensor | None = None,
     merge: How | None = None,
     beta: float = 0.3,
+    sizes: torch.Tensor | None = None,
     max_seqlen: int | None = None,
+    total: int | None = None,
     backend: str | None = None,
     validate: bool = False,
 ) -> Pruned:
@@ -94,21 +116,26 @@ def prune(
             their CLIP features and cut from the projected ones.
         order: of the kept tokens, "raster" as they stood, "pick" as they were picked.
         position_ids: gathered like the tokens: (N,) for all samples, or (..., B, N), so that the (3, B, N) of mrope
-            work; with `cu_seqlens` (..., T).
-        protect: bool, shaped like importance: tokens that are always kept, such as newline or CLS tokens. They count
-            towards k, so the rule picks k less their number among the others; they take no other part: nothing is
-            compared with them or merged into them. If there are more than k, the first k are kept. In the order of
-            picks they come first.
+            work; with `cu_seqlens` (..., T). (3, N) are the positions of three samples.
+        protect: bool, (B, N) or (N,) or (T,): tokens that are kept whatever their priority, if the mask leaves them,
+            such as newline, CLS or text tokens. They count towards k, so the rule picks k less their number among the
+            others. If they are more than k, the first k stay and the others are dropped. They take no other part: the
+            rule does not compare anything with them, so it does not hold back what is like them, and nothing is merged
+            into them. In the order of picks they come first.
         merge: "mean", "add_mean" or "weighted": what the dropped tokens held goes to the kept ones, see `merge`.
-        beta, max_seqlen: as for `merge`.
+        beta, sizes, max_seqlen: as for `merge`.
+        total: how many rows a ragged batch returns, if the caller knows how many tokens are kept; see below.
 
     Returns:
         `Pruned(hidden, selection, position_ids, cu_seqlens, sizes)`, always batched: (N, C) gives (1, k, C).
 
-    Of a dense batch this takes one launch more than `select` on a GPU, and one per tensor of positions. Nothing waits
-    for the device, except `validate` and merging a ragged batch without `max_seqlen`. For that the rows of a ragged
-    batch are as many as are asked for: the sum of k, or B times `k_max`, at most T. Where samples have fewer, zeros
-    follow behind `cu_seqlens[-1]`; `Pruned.trimmed` cuts them off.
+    On a GPU a dense batch takes one launch more than `select`, and one or two per tensor of positions, if the host
+    knows that no sample is padded: without mask, protected tokens and merging, with k on the host and at most N.
+
+    Nothing waits for the device, except `validate`, merging a ragged batch without `max_seqlen`, and the `torch`
+    backend on a ragged batch. For that the rows of a ragged batch are as many as the host knows to be enough: the sum
+    of k; B times `k_max`, or of `keep_ratio` its share of T and B more; at most T. Zeros follow behind
+    `cu_seqlens[-1]`: give `total`, or cut them off with `Pruned.trimmed`.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it, what was wanted and what came.
@@ -126,28 +153,48 @@ def prune(
     checks.check_choice("order", order, _ORDERS)
     if merge is not None:
         checks.check_choice("merge", merge, HOW)
+    checks.check_compared(hidden, features)
+    # What is merged must not depend on the order in which it is returned, so then the picks are sorted last.
+    sort_first = order == "raster" and merge is None and protect is None
     inputs, counts, rule = api.prepare(
         hidden if features is None else features,
-        *(k, rule, importance, mask, cu_seqlens, order == "raster", backend),
+        *(k, rule, importance, mask, cu_seqlens, sort_first, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
     )
     if hidden.dim() == 2 and cu_seqlens is None:
-        hidden, protect, position_ids = hidden[None], _with_batch_axis(protect), _with_batch_axis(position_ids)
-    checks.check_after_picks(hidden, inputs.features, protect, position_ids, cu_seqlens)
+        hidden = hidden[None]
+        protect, position_ids, sizes = (_with_batch_axis(t) for t in (protect, position_ids, sizes))
+    elif isinstance(protect, torch.Tensor) and protect.dim() == 1 and cu_seqlens is None:
+        protect = protect.expand(hidden.shape[0], -1)
+    checks.check_after_picks(hidden, protect, position_ids, cu_seqlens)
     if protect is None:
-        selection = api.run(inputs, counts, rule, order == "raster", backend, validate)
+        selection = api.run(inputs, counts, rule, sort_first, backend, validate)
     else:
         selection = _around(protect, inputs, counts, rule, backend, validate)
-        selection = selection.sorted() if order == "raster" else selection
     merged = None
     if merge is not None:
-        options = {"mask": inputs.mask, "receivers": None if protect is None else ~protect, "cu_seqlens": cu_seqlens}
-        merged = merging.merge(hidden, selection, inputs.features, merge, beta=beta, max_seqlen=max_seqlen, **options)
+        receivers = None if protect is None else ~protect
+        merged = merging.merge(
+            hidden, selection, inputs.features, merge,
+            beta=beta, mask=inputs.mask, receivers=receivers, sizes=sizes, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,
+        )  # fmt: skip
+    if order == "raster" and not sort_first:
+        selection, merged = _in_raster_order(selection, merged)
     if cu_seqlens is None:
         return _cut(hidden, selection, position_ids, merged, protect is not None or _may_pad(inputs, counts))
-    rows = selection.flat(cu_seqlens, _most_rows(inputs, counts, keep_ratio))
-    return _cut_ragged(hidden, selection, position_ids, merged, cu_seqlens, rows)
+    total = _most_rows(inputs, counts, keep_ratio) if total is None else check_count("total", total)
+    return _cut_ragged(hidden, selection, position_ids, merged, cu_seqlens, selection.flat(cu_seqlens, total))
+
+
+def _in_raster_order(selection: Selection, merged: Merged | None) -> tuple[Selection, Merged | None]:
+    """Both as the tokens stood before."""
+    order = selection.ascending()
+    ordered = Selection(*(t.gather(1, order) for t in selection))
+    if merged is None:
+        return ordered, None
+    hidden, sizes = (gather_rows(t, order, padded=False) for t in (merged.hidden, merged.sizes))
+    return ordered, merged._replace(hidden=hidden, sizes=sizes)
 
 
 def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
@@ -200,7 +247,7 @@ def _along_last(values: torch.Tensor, at: torch.Tensor, padded: bool = True) -> 
 
 def _may_pad(inputs: Inputs, counts: list[int]) -> bool:
     """Whether a sample of a dense batch may have fewer tokens than the output is wide, for all that the host knows."""
-    if ops.must_trace(*inputs) or inputs.mask is not None or inputs.counts is not None:
+    if must_trace(*inputs) or inputs.mask is not None or inputs.counts is not None:
         return True
     return min(counts) < max(counts) or max(counts) > inputs.features.shape[1]
 
@@ -227,6 +274,8 @@ def _around(
         cu_seqlens = torch.arange(features.shape[0] + 1, device=device) * features.shape[1]
     batch, total = cu_seqlens.shape[0] - 1, protected.numel()
     if device_counts is not None:
+        if device.type == "cpu" and not must_trace(*inputs):
+            checks.check_counts(device_counts, width)
         wanted = device_counts.clamp(0, width)
     else:
         wanted = on_device(counts, device) if len(counts) > 1 else torch.full((batch,), counts[0], device=device)

@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import torch
 
+from .tracing import must_trace
+
 __all__ = ["Selection", "compacted", "gather_rows"]
 
 
 class Selection(NamedTuple):
     """The picks of every sample; a tuple of two tensors.
 
-    Its methods never wait for a device, trace in `torch.compile` with dynamic shapes, and know of the padding: -1 is
-    no token, and never stands for the last one.
+    Its methods know of the padding: -1 is no token, and never stands for the last one. They trace in `torch.compile`
+    with dynamic shapes and wait for no device, but for `flat` without `total`. On a CPU they check what they are given.
 
     Attributes:
         indices: (B, k) int64, positions within the sample in pick order (ascending with `sort=True`); -1 pads
@@ -33,6 +35,16 @@ class Selection(NamedTuple):
     indices: torch.Tensor
     scores: torch.Tensor
 
+    @classmethod
+    def of(cls, indices: torch.Tensor) -> Selection:
+        """Tokens that somebody else has chosen: indices (B, k) int64, -1 for none; with scores of 0.
+
+        Example:
+            >>> Selection.of(torch.tensor([[2, 0]])).scores
+            tensor([[0., 0.]])
+        """
+        return cls(indices, torch.zeros(indices.shape, device=indices.device))
+
     @property
     def counts(self) -> torch.Tensor:
         """How many tokens each sample has picked: (B,) int64."""
@@ -48,14 +60,18 @@ class Selection(NamedTuple):
         Returns:
             (B, N) bool, or (T,) with `cu_seqlens`.
 
+        Raises:
+            ValueError: on a CPU, where a pick is none of so many tokens.
+
         Example:
-            >>> Selection(torch.tensor([[2, 0], [1, -1]]), torch.zeros(2, 2)).keep_mask(3)
+            >>> Selection.of(torch.tensor([[2, 0], [1, -1]])).keep_mask(3)
             tensor([[ True, False,  True],
                     [False,  True, False]])
         """
         at = self.indices
         if cu_seqlens is not None:
             at = self._rows(cu_seqlens).flatten()
+        _check_on_cpu("tokens", at, tokens)
         # Padding goes to one place more than there are, which is then cut off.
         at = torch.where(at < 0, tokens, at)
         mask = torch.zeros((*at.shape[:-1], tokens + 1), dtype=torch.bool, device=at.device)
@@ -72,19 +88,21 @@ class Selection(NamedTuple):
             (B, k, ...), in the order of `indices`, zeros where that is -1. Gradients flow to `x`.
 
         Raises:
-            ValueError: x does not have a row for every token.
+            ValueError: x does not have B samples, or on a CPU not a row for every pick.
 
         Example:
-            >>> sel = Selection(torch.tensor([[2, -1]]), torch.zeros(1, 2))
+            >>> sel = Selection.of(torch.tensor([[2, -1]]))
             >>> sel.gather(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]))
             tensor([[[5., 6.],
                      [0., 0.]]])
         """
         if cu_seqlens is not None:
             rows = self._rows(cu_seqlens)
+            _check_on_cpu("x", rows, x.shape[0])
             return gather_rows(x[None], rows.flatten()[None]).view(*rows.shape, *x.shape[1:])
         if x.dim() < 2 or x.shape[0] != self.indices.shape[0]:
             raise ValueError(f"x must be (B, N, ...) with B = {self.indices.shape[0]}, got shape {tuple(x.shape)}")
+        _check_on_cpu("x", self.indices, x.shape[1])
         return gather_rows(x, self.indices)
 
     def flat(self, cu_seqlens: torch.Tensor, total: int | None = None) -> torch.Tensor:
@@ -99,7 +117,7 @@ class Selection(NamedTuple):
             (total,) int64.
 
         Example:
-            >>> sel = Selection(torch.tensor([[2, 0], [1, -1]]), torch.zeros(2, 2))
+            >>> sel = Selection.of(torch.tensor([[2, 0], [1, -1]]))
             >>> sel.flat(torch.tensor([0, 3, 5]))
             tensor([2, 0, 4])
         """
@@ -113,9 +131,13 @@ class Selection(NamedTuple):
             >>> Selection(torch.tensor([[2, 0, -1]]), torch.tensor([[0.5, 0.25, -torch.inf]])).sorted()
             Selection(indices=tensor([[ 0,  2, -1]]), scores=tensor([[0.2500, 0.5000,   -inf]]))
         """
-        last = torch.iinfo(self.indices.dtype).max
-        order = torch.where(self.indices < 0, last, self.indices).argsort(stable=True, dim=1)
+        order = self.ascending()
         return Selection(self.indices.gather(1, order), self.scores.gather(1, order))
+
+    def ascending(self) -> torch.Tensor:
+        """Which pick comes first, second, ... in the order of tokens, padding last: (B, k) int64."""
+        last = torch.iinfo(self.indices.dtype).max
+        return torch.where(self.indices < 0, last, self.indices).argsort(stable=True, dim=1)
 
     def _rows(self, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """The picks of a ragged batch as rows of its tensors, -1 still padding."""
@@ -131,7 +153,7 @@ def compacted(values: torch.Tensor, wanted: torch.Tensor, total: int) -> torch.T
 
 def gather_rows(x: torch.Tensor, indices: torch.Tensor, padded: bool = True) -> torch.Tensor:
     """Rows (B, k, ...) of x (B, N, ...): zeros where an index is -1, which `padded=False` promises not to occur."""
-    eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling() and type(indices) is torch.Tensor
+    eager_cpu = _is_read_freely(x) and _is_read_freely(indices)
     if padded and eager_cpu:
         padded = bool((indices < 0).any())  # which costs nothing here
     if x.shape[1] == 0:
@@ -155,4 +177,15 @@ def _copied_rows(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 def _where_not_padded(rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     there = (indices >= 0).view(*indices.shape, *[1] * (rows.dim() - 2))
-    return torch.where(there, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+    return torch.where(there, rows, False)  # which is a zero of every dtype
+
+
+def _is_read_freely(tensor: torch.Tensor) -> bool:
+    """Whether reading a value neither waits nor disturbs a trace."""
+    return tensor.device.type == "cpu" and not must_trace(tensor)
+
+
+def _check_on_cpu(name: str, rows: torch.Tensor, tokens: int) -> None:
+    """Whether all rows are among so many tokens."""
+    if _is_read_freely(rows) and rows.numel() and (last := int(rows.max())) >= tokens:
+        raise ValueError(f"{name} must have a token for every pick, got {tokens} and a pick of token {last}")

@@ -30,8 +30,9 @@ def test_gives_the_lowest_index_of_an_equal_row(dim: int, dtype: torch.dtype) ->
     assert first.tolist() == _literally(rows)
 
 
-def test_rows_beyond_one_chunk_are_compared_with_those_of_others() -> None:
-    rows = _with_copies(5 * alike._CHUNK // 2, 3)
+def test_rows_beyond_one_part_are_compared_with_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(alike._PART_NUMBERS, "cpu", 600)
+    rows = _with_copies(500, 3)
     assert first_alike(rows).tolist() == first_alike(rows.double()).tolist() == _literally(rows)
 
 

@@ -74,6 +74,12 @@ def test_keep_ratio_is_a_rounded_share_and_at_least_one(tokens: int, ratio: floa
     assert sel.indices.shape == (2, k) and sel.counts.tolist() == [k, k]
 
 
+def test_k_max_cuts_a_share() -> None:
+    assert idsel.select(**CASE.inputs(), keep_ratio=0.5, k_max=3).indices.shape == (3, 3)
+    assert idsel.select(**CASE.inputs(), keep_ratio=0.5, k_max=30).indices.shape == (3, 20)
+    assert idsel.mmr_select(CASE.features, None, CASE.importance, keep_ratio=0.5).indices.shape == (3, 20)
+
+
 def test_keep_ratio_is_of_the_tokens_that_exist(backend: Backend) -> None:
     mask = torch.arange(40) < torch.tensor([[40], [8], [1]])
     given = backend.inputs({**CASE.inputs(), "mask": mask})
@@ -109,7 +115,7 @@ def test_keep_ratio_of_a_ragged_batch() -> None:
         ({"k": torch.tensor([1, -1, 2]), "k_max": 3}, ValueError, r"k\[1\] must be in \[0, k_max = 3\], got -1"),
         ({"k": torch.zeros(3, dtype=torch.int64, device="meta"), "k_max": 3}, ValueError, "k must be on the device of"),
         ({"k": 3, "k_max": 3}, TypeError, "k_max goes with k as a tensor or with keep_ratio, got k_max=3 with k=3"),
-        ({"keep_ratio": 0.5, "k_max": 3}, TypeError, "k_max is not needed with keep_ratio and samples of equal length"),
+        ({"keep_ratio": 0.5, "k_max": -3}, ValueError, "k_max must be >= 0, got -3"),
         ({"keep_ratio": 0}, ValueError, r"keep_ratio must be in \(0, 1\], got 0"),
         ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\], got 1.5"),
         ({"keep_ratio": "half"}, TypeError, r"keep_ratio must be a number in \(0, 1\], got 'half'"),

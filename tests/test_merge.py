@@ -267,11 +267,32 @@ def test_bipartite_pairing_of_a_single_token() -> None:
         ({"receivers": torch.ones(3, 4)}, ValueError, r"receivers must be \(B, N\) = \(3, 50\) to match hidden, got"),
         ({"sizes": [1.0] * 50}, TypeError, "sizes must be a torch.Tensor, got list"),
         ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, r"hidden must be \(T, C\) with cu_seqlens, got shape"),
+        ({"features": "mean"}, TypeError, r"features must be a torch.Tensor, got 'mean'; did you mean how=\?"),
+        ({"sel": idsel.Pruned(HIDDEN, SEL)}, TypeError, "sel must be a Selection, got Pruned; pass its .selection"),
+        ({"sel": idsel.Selection.of(SEL.indices + 9)}, ValueError, "sel.indices must be positions in their sample"),
+        ({"how": HIDDEN}, ValueError, "how must be one of 'mean', 'add_mean', 'weighted', got Tensor"),
+        ({"max_seqlen": "10"}, TypeError, "max_seqlen must be an int, got str"),
+        ({"max_seqlen": -1}, ValueError, "max_seqlen must be >= 0, got -1"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         idsel.merge(**{"hidden": HIDDEN, "sel": SEL, **change})
+
+
+@pytest.mark.parametrize(
+    ("offsets", "max_seqlen", "words"),
+    [
+        ([0, 20, 40], None, "cu_seqlens must end at T = 50, got 40"),
+        ([1, 20, 50], None, "cu_seqlens must start at 0, got 1"),
+        ([0, 20, 50], 29, "max_seqlen must be at least 30, the longest sample, got 29"),
+        ([0, 4, 50], None, "sel.indices must be positions in their sample, got"),
+    ],
+)
+def test_values_are_checked_on_a_cpu(offsets: list[int], max_seqlen: int | None, words: str) -> None:
+    sel = idsel.Selection.of(torch.tensor([[5, 0], [7, 3]]))
+    with pytest.raises(ValueError, match=words):
+        idsel.merge(HIDDEN[0], sel, cu_seqlens=torch.tensor(offsets), max_seqlen=max_seqlen)
 
 
 @pytest.mark.parametrize("r", [-1, 1.5, True])

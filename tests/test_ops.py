@@ -159,11 +159,11 @@ def test_tensor_subclasses_go_through_the_operator() -> None:
     class Tagged(torch.Tensor):
         pass
 
-    from idsel_kernels import ops
+    from idsel_kernels.tracing import must_trace
 
     case = clustered(1, 20, 8)
-    assert ops.must_trace(case.features.as_subclass(Tagged))
-    assert not ops.must_trace(case.features, torch.nn.Parameter(case.features), None)
+    assert must_trace(case.features.as_subclass(Tagged))
+    assert not must_trace(case.features, torch.nn.Parameter(case.features), None)
     expected = idsel.select(**case.inputs(), k=3)
     assert _same(idsel.select(case.features.as_subclass(Tagged), 3, importance=case.importance), expected)
 

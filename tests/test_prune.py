@@ -213,6 +213,40 @@ def test_rows_of_a_ragged_batch_are_as_many_as_asked_for(k: Any) -> None:
     assert out.trimmed().hidden.shape == (kept, 5)
 
 
+def test_a_total_that_is_known_leaves_no_rows_behind() -> None:
+    given = {"importance": RAGGED.importance, "cu_seqlens": RAGGED.cu_seqlens, "position_ids": MROPE, "merge": "mean"}
+    k = torch.tensor([5, 0, 2, 6])
+    wide, exact = (idsel.prune(FLAT, k, "mmr", k_max=6, total=total, **given) for total in (None, 13))  # type: ignore[arg-type]
+    assert wide.hidden.shape == (24, 5) and exact.hidden.shape == (13, 5)
+    assert wide.mask.tolist() == [True] * 13 + [False] * 11 and exact.mask.all()
+    trimmed = wide.trimmed()
+    for name in ("hidden", "position_ids", "cu_seqlens", "sizes"):
+        assert torch.equal(getattr(trimmed, name), getattr(exact, name))
+    second = idsel.prune(exact.hidden, 2, "maxmin", cu_seqlens=exact.cu_seqlens, sizes=exact.sizes, merge="mean")
+    assert second.sizes.sum() == exact.sizes.sum() == 60  # type: ignore[union-attr]
+
+
+def test_mask_says_which_rows_are_tokens() -> None:
+    there = torch.arange(60) < torch.tensor([[60], [4], [0]])
+    out = idsel.prune(HIDDEN, 7, "mmr", CASE.importance, mask=there)
+    assert torch.equal(out.mask.sum(1), out.counts)
+    again = idsel.prune(out.hidden, 3, "mmr", CASE.importance[:, :7], mask=out.mask)
+    assert again.counts.tolist() == [3, 3, 0]
+
+
+@pytest.mark.parametrize("how", ["mean", "add_mean", "weighted"])
+def test_the_order_changes_no_merged_row(how: Any) -> None:
+    hidden = HIDDEN.clone()
+    hidden[:, ::9] = 0.0  # similar to none: they go to the first pick
+    picked, raster = (
+        idsel.prune(hidden, 9, "mmr", CASE.importance, order=order, merge=how) for order in ("pick", "raster")
+    )
+    order = picked.indices.argsort(1)
+    assert torch.equal(raster.indices, picked.indices.gather(1, order))
+    assert torch.equal(raster.sizes, picked.sizes.gather(1, order))  # type: ignore[arg-type, union-attr]
+    assert torch.equal(raster.hidden, picked.hidden.gather(1, order[..., None].expand(-1, -1, 5)))
+
+
 @pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 1.0])
 def test_a_share_of_a_ragged_batch(keep_ratio: float) -> None:
     out = idsel.prune(
@@ -266,6 +300,12 @@ def test_the_first_k_protected_tokens_are_kept_where_there_are_more() -> None:
     assert out.counts.tolist() == [4, 0, 6]
     assert out.indices[0, :4].tolist() == [5, 15, 25, 35]
     assert out.indices[2].tolist() == [5, 15, 25, 35, 45, 55]
+
+
+def test_protected_positions_may_be_those_of_all_samples() -> None:
+    one = torch.arange(60) % 25 == 24
+    shared, each = (idsel.prune(HIDDEN, 7, "mmr", CASE.importance, protect=mask) for mask in (one, one.expand(3, 60)))
+    assert torch.equal(shared.indices, each.indices)
 
 
 def test_masked_tokens_are_not_there_even_if_protected() -> None:
@@ -331,3 +371,27 @@ def test_nothing_waits_for_a_gpu(how: Any, is_ragged: bool) -> None:
             out = idsel.prune(**on_gpu, rule="mmr", merge=how, max_seqlen=30 if is_ragged else None)
             assert out.hidden.device.type == "cuda"
             out.keep_mask(60, on_gpu["cu_seqlens"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"features": torch.zeros(3, 61, 4)}, ValueError, r"features must have the tokens of hidden, \(3, 60\), got"),
+        ({"features": [1.0]}, TypeError, "features must be a torch.Tensor, got list"),
+        ({"hidden": HIDDEN.double()}, TypeError, "hidden must be float32, float16 or bfloat16 where no features are"),
+        ({"hidden": HIDDEN[0, 0]}, ValueError, r"hidden must be \(B, N, C\) or \(N, C\), got shape \(5,\)"),
+        ({"order": "random"}, ValueError, "order must be one of 'raster', 'pick', got 'random'"),
+        ({"merge": "sum"}, ValueError, "merge must be one of 'mean', 'add_mean', 'weighted', got 'sum'"),
+        ({"protect": torch.ones(3, 60)}, TypeError, "protect must be torch.bool .True = always kept., got torch"),
+        ({"protect": torch.ones(3, 9).bool()}, ValueError, r"protect must be \(B, N\) = \(3, 60\) to match hidden"),
+        ({"position_ids": torch.zeros(59)}, ValueError, r"position_ids must have N = 60 as its last axis, got"),
+        ({"position_ids": torch.zeros(4, 60)}, ValueError, r"position_ids must be \(N,\) or \(..., B, N\) with B = 3"),
+        ({"position_ids": [0] * 60}, TypeError, "position_ids must be a torch.Tensor, got list"),
+        ({"importance": None}, ValueError, "importance is required by MMR, got None"),
+        ({"k": torch.tensor([3, 70, 1]), "k_max": 9, "protect": CASE.importance > 2}, ValueError, r"k\[1\] must be in"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    given = {"hidden": HIDDEN, "k": 7, "rule": "mmr", "importance": CASE.importance, **change}
+    with pytest.raises(error, match=words):
+        idsel.prune(**given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -106,6 +108,25 @@ def test_sorted_is_what_sort_gives() -> None:
 def test_gather_refuses_what_has_no_row_for_every_token() -> None:
     with pytest.raises(ValueError, match=r"x must be \(B, N, ...\) with B = 3, got shape \(2, 5\)"):
         PADDED.gather(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda sel: sel.gather(torch.zeros(3, 4, 2)),
+        lambda sel: sel.gather(torch.zeros(6, 2), CU_SEQLENS),
+        lambda sel: sel.keep_mask(4),
+        lambda sel: sel.keep_mask(6, CU_SEQLENS),
+    ],
+)
+def test_picks_of_tokens_that_are_not_there_are_refused_on_a_cpu(use: Callable[[idsel.Selection], object]) -> None:
+    with pytest.raises(ValueError, match=r"must have a token for every pick, got [46] and a pick of token [46]"):
+        use(PADDED)
+
+
+def test_a_selection_of_indices_alone() -> None:
+    sel = idsel.Selection.of(PADDED.indices)
+    assert sel.indices is PADDED.indices and sel.scores.dtype is torch.float32 and not sel.scores.any()
 
 
 def test_a_compiled_function_may_use_all_of_it() -> None:
