@@ -32,9 +32,9 @@ def first_alike(rows: torch.Tensor) -> torch.Tensor:
     flat = rows.flatten(0, -2)
     candidate = first_equal(_hashes(flat).view(rows.shape[:-1]))
     tokens = torch.arange(rows.shape[-2], device=rows.device).expand_as(candidate)
-    begins = torch.arange(len(flat), device=rows.device).view(candidate.shape) - tokens
+    begins = torch.arange(flat.shape[0], device=rows.device).view(candidate.shape) - tokens
     at = (candidate + begins).flatten()
-    equal = torch.empty(len(flat), dtype=torch.bool, device=rows.device)
+    equal = torch.empty(flat.shape[0], dtype=torch.bool, device=rows.device)
     for part in _parts(flat):
         equal[part] = (flat[part] == flat.index_select(0, at[part])).all(-1)
     return torch.where(equal.view(candidate.shape), candidate, tokens)
@@ -52,7 +52,7 @@ def _hashes(rows: torch.Tensor) -> torch.Tensor:
     # differ in their upper bits only, which products of 32 bits would lose.
     word = torch.int16 if rows.element_size() == 2 else torch.int32
     weights = _weights(rows.shape[-1] * rows.element_size() // word.itemsize, rows.device)
-    hashes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    hashes = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
     for part in _parts(rows):
         # Zeros lose their sign; adding 0.0 would do that too, but a compiler may leave it out.
         words = torch.where(rows[part] == 0, 0.0, rows[part]).contiguous().view(word)
@@ -63,6 +63,9 @@ def _hashes(rows: torch.Tensor) -> torch.Tensor:
 def _parts(rows: torch.Tensor) -> Iterator[slice]:
     """Rows are looked at in parts, and results put where they belong: small ones kept in between would stop the
     allocator from using memory again."""
+    if torch.compiler.is_compiling():
+        yield slice(None)  # how many parts there are depends on a size, which a program must not
+        return
     numbers = _PART_NUMBERS.get(rows.device.type, _PART_NUMBERS_ELSEWHERE)
     step = max(1, numbers // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_offsets",
     "check_pairing",
     "check_rule",
+    "check_tensor",
     "check_values",
 ]
 
@@ -55,7 +57,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
 
 
 def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
-    _check_tensor("features", features)
+    check_tensor("features", features)
     if features.dtype not in FEATURE_DTYPES:
         hint = "; pass .float()" if features.dtype is torch.float64 else ""
         raise TypeError(f"features must be float32, float16 or bfloat16, got {features.dtype}{hint}")
@@ -70,7 +72,7 @@ def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, bat
 
 
 def _check_cu_seqlens(cu_seqlens: torch.Tensor, features: torch.Tensor) -> None:
-    _check_tensor("cu_seqlens", cu_seqlens)
+    check_tensor("cu_seqlens", cu_seqlens)
     if features.dim() != 2:
         raise ValueError(f"features must be (T, D) with cu_seqlens, got shape {_shape(features)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -88,7 +90,7 @@ def _check_companion(
     batched: bool,
     whose: str = "features",
 ) -> None:
-    _check_tensor(name, value)
+    check_tensor(name, value)
     wanted = features.shape[:-1]
     if value.shape != wanted:
         axes = "(T,)" if cu_seqlens is not None else "(B, N)" if batched else "(N,)"
@@ -99,9 +101,9 @@ def _check_companion(
 
 def check_hidden(hidden: Any, cu_seqlens: torch.Tensor | None) -> None:
     """Hidden states of any dtype: (B, N, C) or (N, C), or (T, C) with `cu_seqlens`."""
-    _check_tensor("hidden", hidden)
+    check_tensor("hidden", hidden)
     if cu_seqlens is not None:
-        _check_tensor("cu_seqlens", cu_seqlens)
+        check_tensor("cu_seqlens", cu_seqlens)
     wanted, axes = ((2,), "(T, C) with cu_seqlens") if cu_seqlens is not None else ((2, 3), "(B, N, C) or (N, C)")
     if hidden.dim() not in wanted:
         raise ValueError(f"hidden must be {axes}, got shape {_shape(hidden)}")
@@ -123,9 +125,9 @@ def check_merge(
     if isinstance(features, str):
         raise TypeError(f"features must be a torch.Tensor, got {features!r}; did you mean how=?")
     check_choice("how", how, hows)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
+    if isinstance(beta, bool) or not isinstance(beta, (int, float, numbers.Real)) or not 0 <= float(beta) <= 1:
         raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
-    _check_tensor("features", features)
+    check_tensor("features", features)
     for name, value in (("hidden", hidden), ("features", features)):
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating point to be merged, got {value.dtype}")
@@ -136,6 +138,7 @@ def check_merge(
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, hidden)
     batch = hidden.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    check_tensor("sel.indices", indices)
     if indices.dim() != 2 or indices.shape[0] != batch or indices.dtype is not torch.int64:
         got = f"{_shape(indices)} {indices.dtype}"
         raise ValueError(f"sel.indices must be (B, k) int64 with B = {batch} to match hidden, got {got}")
@@ -145,16 +148,16 @@ def check_merge(
             _check_companion(companion, values, hidden, cu_seqlens, True, "hidden")
             if is_bool and values.dtype is not torch.bool:
                 raise TypeError(f"{companion} must be torch.bool, got {values.dtype}")
+            if values.is_complex():
+                raise TypeError(f"{companion} must be real, got {values.dtype}")
 
 
-def check_pairing(features: Any, r: Any, class_token: Any) -> None:
+def check_pairing(features: Any, class_token: Any) -> None:
     """The arguments of `bipartite_pairing`."""
-    _check_tensor("features", features)
+    check_tensor("features", features)
     if features.dtype not in FEATURE_DTYPES or features.dim() not in (2, 3) or features.shape[-1] == 0:
         got = f"{_shape(features)} {features.dtype}"
         raise ValueError(f"features must be (B, N, D) or (N, D) in float32, float16 or bfloat16, D >= 1, got {got}")
-    if isinstance(r, bool) or not isinstance(r, int) or r < 0:
-        raise ValueError(f"r must be an int >= 0, got {r!r}")
     check_flag("class_token", class_token)
 
 
@@ -165,7 +168,7 @@ def check_compared(hidden: torch.Tensor, features: Any) -> None:
             wanted = "float32, float16 or bfloat16 where no features are given"
             raise TypeError(f"hidden must be {wanted}, got {hidden.dtype}; pass features=")
         return
-    _check_tensor("features", features)
+    check_tensor("features", features)
     if features.shape[:-1] != hidden.shape[:-1]:
         tokens = tuple(hidden.shape[:-1])
         raise ValueError(f"features must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
@@ -184,7 +187,7 @@ def check_after_picks(hidden: torch.Tensor, protect: Any, position_ids: Any, cu_
 
 def _check_position_ids(position_ids: Any, hidden: torch.Tensor, cu_seqlens: torch.Tensor | None) -> None:
     """Positions whose last axes are those of the tokens."""
-    _check_tensor("position_ids", position_ids)
+    check_tensor("position_ids", position_ids)
     _check_device("position_ids", position_ids, hidden, "hidden")
     shape, tokens = _shape(position_ids), hidden.shape[-2]
     if not shape or shape[-1] != tokens:
@@ -196,7 +199,8 @@ def _check_position_ids(position_ids: Any, hidden: torch.Tensor, cu_seqlens: tor
         )
 
 
-def _check_tensor(name: str, value: Any) -> None:
+def check_tensor(name: str, value: Any) -> None:
+    """A dense tensor that is all of one rank's."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if any(kind.__name__ == "DTensor" for kind in type(value).__mro__):

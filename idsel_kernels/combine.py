@@ -13,7 +13,7 @@ import torch
 from .alike import first_alike
 from .arithmetic import ieee_arithmetic
 
-__all__ = ["combine", "nearest"]
+__all__ = ["combine", "nearest", "weight_dtype"]
 
 # Numbers that a step may hold beside its input: 64 MiB in float32.
 _STEP_NUMBERS = 2**24
@@ -62,6 +62,11 @@ class _Layout(NamedTuple):
         return values.new_full((total + 1,), fill).scatter_(0, at, values.flatten())[:total].view(shape)
 
 
+def weight_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """In which hidden states are summed."""
+    return torch.float64 if hidden.dtype is torch.float64 else torch.float32
+
+
 def combine(
     hidden: torch.Tensor,
     features: torch.Tensor,
@@ -85,6 +90,7 @@ def combine(
         there = layout.inside if mask is None else layout.of(mask, False)
         may_receive = torch.ones_like(there) if receivers is None else layout.of(receivers, False)
         slot, similarity, is_kept = _assign(features.flatten(0, -2), layout, indices, there, may_receive)
+        similarity = similarity.to(weight_dtype(hidden))
         size = torch.ones_like(similarity) if sizes is None else layout.of(sizes.to(similarity.dtype), 0.0)
         target = _targets(slot, indices.shape[1])
         weight = _weights(how, beta, similarity, size, is_kept, target, indices.numel())
@@ -104,7 +110,7 @@ def _assign(
     """The slot of each token, -1 for none; its similarity to the pick of that slot; whether it is that pick: (B, L)."""
     batch, width = indices.shape
     longest = layout.rows.shape[1]
-    wide = torch.float64 if features.dtype is torch.float64 else torch.float32
+    wide = weight_dtype(features)
     slot = torch.full_like(layout.rows, -1)
     similarity = torch.zeros(layout.rows.shape, dtype=wide, device=features.device)
     if 0 in (batch, width, longest, len(features)):
@@ -169,33 +175,36 @@ def _weights(
 ) -> torch.Tensor:
     """The weight of each token in the sum of its slot: (B * L,), 0 where it has none."""
     size, is_kept, similarity = size.flatten(), is_kept.flatten(), similarity.flatten()
-    given = (target < slots) & ~is_kept
+    one = torch.ones_like(size)
     if how == "mean":
-        share = torch.where(target < slots, size, 0.0)
-        return _normalised(share, target, slots)[0]
-    share = torch.where(given, size * similarity if how == "weighted" else size, 0.0)
-    share, is_positive = _normalised(share, target, slots)
+        share, is_positive = _normalised(torch.where(target < slots, size, 0.0), target, slots)
+        return torch.where(is_kept & ~is_positive, one, share)
+    given = (target < slots) & ~is_kept
     if how == "add_mean":
-        return torch.where(is_kept, 1.0, share)
-    return torch.where(is_kept, torch.where(is_positive, beta, 1.0), (1 - beta) * share)
+        share, _ = _normalised(torch.where(given, size, 0.0), target, slots)
+        return torch.where(is_kept, one, share)
+    share, is_positive = _normalised(torch.where(given, size * similarity, 0.0), target, slots, _LEAST_SUM)
+    return torch.where(is_kept, torch.where(is_positive, beta * one, one), (1 - beta) * share)
 
 
-def _normalised(share: torch.Tensor, target: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares divided by their sum over a slot, 0 where that is not positive; and whether it is."""
+def _normalised(
+    share: torch.Tensor, target: torch.Tensor, slots: int, floor: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shares divided by their sum over a slot, at least `floor`; 0 where it is not positive; and whether it is."""
     total = _sums(share[:, None], target, slots)[:, 0]
     total = torch.nn.functional.pad(total, (0, 1))[target]
-    return torch.where(total > 0, share / total.clamp(min=_LEAST_SUM), 0.0), total > 0
+    return torch.where(total > 0, share / total.clamp(min=floor), 0.0), total > 0
 
 
 def _weighted_sums(
     hidden: torch.Tensor, layout: _Layout, weight: torch.Tensor, target: torch.Tensor, slots: int
 ) -> torch.Tensor:
     """(slots, C): rows of hidden states times their weights."""
-    wide = torch.float64 if hidden.dtype is torch.float64 else torch.float32
+    wide = weight_dtype(hidden)
     sums = torch.zeros((slots + 1, hidden.shape[1]), dtype=wide, device=hidden.device)
     # What has no weight may hold anything, so it is not added at all.
     target = torch.where(weight != 0, target, slots).view(layout.rows.shape)
-    weight = weight.to(wide).view(layout.rows.shape)
+    weight = weight.view(layout.rows.shape)
     batch, longest = layout.rows.shape
     step = max(1, _STEP_NUMBERS // max(batch * hidden.shape[1], 1))
     for begin in range(0, longest if len(hidden) else 0, step):

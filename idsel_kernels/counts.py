@@ -57,7 +57,8 @@ def check_count(name: str, value: Any, low: int = 0) -> int:
     if not isinstance(value, (int, torch.SymInt)) and isinstance(value, numbers.Integral):
         value = int(value)  # a NumPy integer
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        hint = "; for a fraction of the tokens pass keep_ratio=" if isinstance(value, float) else ""
+        is_share = isinstance(value, float) and name.startswith("k")
+        hint = "; for a fraction of the tokens pass keep_ratio=" if is_share else ""
         hint = "; .item() or .tolist() makes one" if isinstance(value, torch.Tensor) else hint
         raise TypeError(f"{name} must be an int, got {type(value).__name__}{hint}")
     if value < low:

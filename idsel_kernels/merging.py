@@ -12,7 +12,7 @@ from .arithmetic import ieee_arithmetic
 from .combine import combine, nearest
 from .counts import check_count
 from .selection import Selection
-from .tracing import must_trace
+from .tracing import exportable, is_read_freely, is_transformed, must_trace
 
 __all__ = ["HOW", "How", "Merged", "bipartite_pairing", "merge"]
 
@@ -20,6 +20,7 @@ How: TypeAlias = Literal["mean", "add_mean", "weighted"]
 HOW: tuple[str, ...] = get_args(How)
 
 
+@exportable
 class Merged(NamedTuple):
     """Kept tokens with what was merged into them.
 
@@ -84,8 +85,8 @@ def merge(
         `Merged(hidden, sizes, assignment)`, always batched.
 
     A token without a direction (zeros) is similar to none, so it goes to the first pick that receives. Ties go to the
-    pick that comes first in `sel`. A token whose features are not finite is given to none, and is given none. Where no
-    kept token receives, the dropped ones are lost.
+    pick that comes first in `sel`. A token whose features are not finite, or so long that their squares overflow, is
+    given to none, and is given none. Where no kept token receives, the dropped ones are lost.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it, what was wanted and what came.
@@ -112,8 +113,10 @@ def merge(
     features = hidden if features is None else features
     checks.check_merge(hidden, features, sel[0], how, HOW, beta, mask, receivers, sizes, cu_seqlens)
     tensors = (hidden, features, sel[0], mask, receivers, sizes, cu_seqlens)
-    if hidden.device.type == "cpu" and not must_trace(*tensors):
+    if is_read_freely(sel[0]):
         _check_values(hidden, sel[0], cu_seqlens, max_seqlen)
+    if is_transformed():
+        raise NotImplementedError("merge has a gradient for backward(), and none for transforms of torch.func")
     needs_grad = hidden.requires_grad and torch.is_grad_enabled()
     call = ops.merge if needs_grad or must_trace(*tensors) else combine
     merged, total, assignment, _weights = call(*tensors, how, float(beta), max_seqlen)
@@ -164,14 +167,14 @@ def bipartite_pairing(features: torch.Tensor, r: int, class_token: bool = False)
         >>> idsel.merge(x, kept, how="mean", receivers=receivers[0]).hidden[0, 1]
         tensor([0.0500, 1.0000])
     """
-    checks.check_pairing(features, r, class_token)
+    checks.check_pairing(features, class_token)
     features = (features[None] if features.dim() == 2 else features).detach()
     batch, tokens, _ = features.shape
-    r = min(r, (tokens - class_token) // 2)
-    odd = torch.arange(tokens, device=features.device) % 2 == 1
-    receivers = odd.expand(batch, tokens)
-    even_positions, odd_positions = (torch.arange(start, tokens, 2, device=features.device) for start in (0, 1))
-    best = torch.zeros((batch, len(even_positions)), device=features.device)
+    r = max(0, min(check_count("r", r), (tokens - class_token) // 2))
+    positions = torch.arange(tokens, device=features.device)
+    even_positions, odd_positions = positions[0::2], positions[1::2]
+    receivers = (positions % 2 == 1).expand(batch, tokens)
+    best = torch.zeros((batch, even_positions.shape[0]), dtype=torch.float32, device=features.device)
     if tokens > 1:
         # A compiler computes as its caller has set.
         precision = nullcontext() if torch.compiler.is_compiling() else ieee_arithmetic(features.device)
@@ -182,5 +185,5 @@ def bipartite_pairing(features: torch.Tensor, r: int, class_token: bool = False)
     order = best.argsort(stable=True, dim=1, descending=True)[:, r:]
     order = order.sort(1).values if class_token else order
     indices = torch.cat([even_positions[order], odd_positions.expand(batch, -1)], 1)
-    scores = torch.cat([best.gather(1, order), best.new_zeros((batch, len(odd_positions)))], 1)
+    scores = torch.cat([best.gather(1, order), best.new_zeros((batch, odd_positions.shape[0]))], 1)
     return Selection(indices, scores), receivers

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import checks, dispatch
-from .combine import combine
+from .combine import combine, weight_dtype
 from .counts import device_counts, host_counts
 from .problem import Inputs, Problem
 from .rules import decode
@@ -103,12 +103,11 @@ _library.define(  # type: ignore[no-untyped-call]
 def _merge_fake(
     hidden: torch.Tensor, features: torch.Tensor, indices: torch.Tensor, *rest: object
 ) -> tuple[torch.Tensor, ...]:
-    wide = torch.float64 if features.dtype is torch.float64 else torch.float32
     return (
         hidden.new_empty((*indices.shape, hidden.shape[-1])),
         hidden.new_empty(indices.shape, dtype=torch.float32),
         hidden.new_empty(hidden.shape[:-1], dtype=torch.int64),
-        hidden.new_empty(hidden.shape[:-1], dtype=wide),
+        hidden.new_empty(hidden.shape[:-1], dtype=weight_dtype(hidden)),
     )
 
 
@@ -121,13 +120,14 @@ def _merge_backward(ctx: Any, grad: torch.Tensor, *_: object) -> tuple[torch.Ten
     """A token gets the gradient of the row that it was added to, times its weight there."""
     assignment, weights, cu_seqlens = ctx.saved_tensors
     if cu_seqlens is not None:
-        tokens = torch.arange(len(assignment), device=assignment.device)
+        tokens = torch.arange(assignment.shape[0], device=assignment.device)
         sample = (torch.searchsorted(cu_seqlens, tokens, right=True) - 1).clamp(0, grad.shape[0] - 1)
         assignment = torch.where(assignment < 0, -1, sample * grad.shape[1] + assignment)
         rows = gather_rows(grad.flatten(0, 1)[None], assignment[None])[0]
     else:
         rows = gather_rows(grad, assignment)
-    return (rows * weights[..., None]).to(grad.dtype), *[None] * 9
+    weights = weights[..., None]
+    return torch.where(weights != 0, rows * weights, 0.0).to(grad.dtype), *[None] * 9
 
 
 _library.impl("merge", combine, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

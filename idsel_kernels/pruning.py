@@ -13,13 +13,14 @@ from .merging import HOW, How, Merged
 from .problem import Inputs
 from .rules import IDSelection, Rule
 from .selection import Selection, compacted, gather_rows
-from .tracing import must_trace
+from .tracing import exportable, is_read_freely, must_trace
 
 __all__ = ["Pruned", "prune"]
 
 _ORDERS = ("raster", "pick")
 
 
+@exportable
 class Pruned(NamedTuple):
     """Kept tokens, and where they come from.
 
@@ -124,7 +125,8 @@ def prune(
             into them. In the order of picks they come first.
         merge: "mean", "add_mean" or "weighted": what the dropped tokens held goes to the kept ones, see `merge`.
         beta, sizes, max_seqlen: as for `merge`.
-        total: how many rows a ragged batch returns, if the caller knows how many tokens are kept; see below.
+        total: how many rows a ragged batch returns, if the caller knows how many tokens are kept; see below. Tokens
+            beyond it are lost; on a CPU that raises.
 
     Returns:
         `Pruned(hidden, selection, position_ids, cu_seqlens, sizes)`, always batched: (N, C) gives (1, k, C).
@@ -153,6 +155,10 @@ def prune(
     checks.check_choice("order", order, _ORDERS)
     if merge is not None:
         checks.check_choice("merge", merge, HOW)
+    elif sizes is not None:
+        raise ValueError("sizes goes with merge=, got merge=None")
+    if total is not None and cu_seqlens is None:
+        raise ValueError("total goes with cu_seqlens=, got cu_seqlens=None")
     checks.check_compared(hidden, features)
     # What is merged must not depend on the order in which it is returned, so then the picks are sorted last.
     sort_first = order == "raster" and merge is None and protect is None
@@ -227,13 +233,16 @@ def _cut_ragged(
     cu_seqlens: torch.Tensor,
     rows: torch.Tensor,
 ) -> Pruned:
-    kept_per_sample = torch.nn.functional.pad(selection.counts.cumsum(0), (1, 0)).to(cu_seqlens.dtype)
+    offsets = torch.nn.functional.pad(selection.counts.cumsum(0), (1, 0))
+    if is_read_freely(offsets) and int(offsets[-1]) > rows.shape[0]:
+        raise ValueError(f"total must be at least {int(offsets[-1])}, the tokens kept, got {rows.shape[0]}")
+    kept_per_sample = offsets.clamp(max=rows.shape[0]).to(cu_seqlens.dtype)
     if position_ids is not None:
         position_ids = _along_last(position_ids, rows.expand(*position_ids.shape[:-1], -1))
     if merged is None:
         return Pruned(gather_rows(hidden[None], rows[None])[0], selection, position_ids, kept_per_sample)
     picked = selection.indices.flatten() >= 0
-    slots = compacted(torch.arange(len(picked), device=picked.device), picked, len(rows))
+    slots = compacted(torch.arange(picked.shape[0], device=picked.device), picked, rows.shape[0])
     kept, sizes = (gather_rows(t.flatten(0, 1)[None], slots[None])[0] for t in (merged.hidden, merged.sizes))
     return Pruned(kept, selection, position_ids, kept_per_sample, sizes)
 
@@ -274,7 +283,7 @@ def _around(
         cu_seqlens = torch.arange(features.shape[0] + 1, device=device) * features.shape[1]
     batch, total = cu_seqlens.shape[0] - 1, protected.numel()
     if device_counts is not None:
-        if device.type == "cpu" and not must_trace(*inputs):
+        if is_read_freely(device_counts):
             checks.check_counts(device_counts, width)
         wanted = device_counts.clamp(0, width)
     else:
@@ -298,10 +307,9 @@ def _around(
     at_protected = torch.where(protected.flatten() & (place < present[sample]), first[sample] + place, nowhere)
     slot = (first + present)[:, None] + torch.arange(width, device=device)
     at_picks = torch.where(picks.indices >= 0, slot, nowhere).flatten()
+    position = token - cu_seqlens[sample]
     indices = torch.full((nowhere + 1,), -1, device=device)
-    indices = indices.scatter_(0, at_protected, token - cu_seqlens[sample]).scatter_(
-        0, at_picks, picks.indices.flatten()
-    )
-    scores = torch.full((nowhere + 1,), -torch.inf, device=device)
+    indices = indices.scatter_(0, at_protected, position).scatter_(0, at_picks, picks.indices.flatten())
+    scores = torch.full((nowhere + 1,), -torch.inf, dtype=torch.float32, device=device)
     scores = scores.index_fill_(0, at_protected, torch.inf).scatter_(0, at_picks, picks.scores.flatten())
     return Selection(indices[:nowhere].view(batch, width), scores[:nowhere].view(batch, width))

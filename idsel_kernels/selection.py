@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import torch
 
-from .tracing import must_trace
+from . import checks
+from .counts import check_count
+from .tracing import exportable, is_read_freely
 
 __all__ = ["Selection", "compacted", "gather_rows"]
 
 
+@exportable
 class Selection(NamedTuple):
     """The picks of every sample; a tuple of two tensors.
 
@@ -43,7 +46,7 @@ class Selection(NamedTuple):
             >>> Selection.of(torch.tensor([[2, 0]])).scores
             tensor([[0., 0.]])
         """
-        return cls(indices, torch.zeros(indices.shape, device=indices.device))
+        return cls(indices, torch.zeros(indices.shape, dtype=torch.float32, device=indices.device))
 
     @property
     def counts(self) -> torch.Tensor:
@@ -75,7 +78,7 @@ class Selection(NamedTuple):
         # Padding goes to one place more than there are, which is then cut off.
         at = torch.where(at < 0, tokens, at)
         mask = torch.zeros((*at.shape[:-1], tokens + 1), dtype=torch.bool, device=at.device)
-        return mask.scatter_(-1, at, True)[..., :tokens]
+        return mask.scatter_(-1, at, 1)[..., :tokens]
 
     def gather(self, x: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """The rows of the picked tokens.
@@ -96,6 +99,7 @@ class Selection(NamedTuple):
             tensor([[[5., 6.],
                      [0., 0.]]])
         """
+        checks.check_tensor("x", x)
         if cu_seqlens is not None:
             rows = self._rows(cu_seqlens)
             _check_on_cpu("x", rows, x.shape[0])
@@ -122,7 +126,7 @@ class Selection(NamedTuple):
             tensor([2, 0, 4])
         """
         rows = self._rows(cu_seqlens).flatten()
-        return rows[rows >= 0] if total is None else compacted(rows, rows >= 0, total)
+        return rows[rows >= 0] if total is None else compacted(rows, rows >= 0, check_count("total", total))
 
     def sorted(self) -> Selection:
         """The same picks in ascending order of their indices, the padding still last.
@@ -141,6 +145,9 @@ class Selection(NamedTuple):
 
     def _rows(self, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """The picks of a ragged batch as rows of its tensors, -1 still padding."""
+        checks.check_tensor("cu_seqlens", cu_seqlens)
+        if cu_seqlens.shape != (batch := self.indices.shape[0] + 1,):
+            raise ValueError(f"cu_seqlens must be (B+1,) = ({batch},), got shape {tuple(cu_seqlens.shape)}")
         return torch.where(self.indices < 0, -1, self.indices + cu_seqlens[:-1, None])
 
 
@@ -153,14 +160,14 @@ def compacted(values: torch.Tensor, wanted: torch.Tensor, total: int) -> torch.T
 
 def gather_rows(x: torch.Tensor, indices: torch.Tensor, padded: bool = True) -> torch.Tensor:
     """Rows (B, k, ...) of x (B, N, ...): zeros where an index is -1, which `padded=False` promises not to occur."""
-    eager_cpu = _is_read_freely(x) and _is_read_freely(indices)
+    eager_cpu = is_read_freely(x) and is_read_freely(indices)
     if padded and eager_cpu:
         padded = bool((indices < 0).any())  # which costs nothing here
     if x.shape[1] == 0:
         return x.new_zeros((*indices.shape, *x.shape[2:]))
     at = indices.clamp(min=0) if padded else indices
     rows = _copied_rows(x, at) if eager_cpu else _gathered(x, at)
-    return _where_not_padded(rows, indices) if padded else rows
+    return _without_padding(rows, indices) if padded else rows
 
 
 def _gathered(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -175,17 +182,12 @@ def _copied_rows(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return x.flatten(0, 1).index_select(0, (at + first).flatten()).view(*at.shape, *x.shape[2:])
 
 
-def _where_not_padded(rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    there = (indices >= 0).view(*indices.shape, *[1] * (rows.dim() - 2))
-    return torch.where(there, rows, False)  # which is a zero of every dtype
-
-
-def _is_read_freely(tensor: torch.Tensor) -> bool:
-    """Whether reading a value neither waits nor disturbs a trace."""
-    return tensor.device.type == "cpu" and not must_trace(tensor)
+def _without_padding(rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    padding = (indices < 0).view(*indices.shape, *[1] * (rows.dim() - 2))
+    return rows.masked_fill(padding, 0)
 
 
 def _check_on_cpu(name: str, rows: torch.Tensor, tokens: int) -> None:
     """Whether all rows are among so many tokens."""
-    if _is_read_freely(rows) and rows.numel() and (last := int(rows.max())) >= tokens:
+    if is_read_freely(rows) and rows.numel() and (last := int(rows.max())) >= tokens:
         raise ValueError(f"{name} must have a token for every pick, got {tokens} and a pick of token {last}")

@@ -1,11 +1,13 @@
-"""Whether a call has to be an operator that others can see."""
+"""Whether a call has to be an operator that others can see, and values may be read."""
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["must_trace"]
+__all__ = ["exportable", "is_read_freely", "is_transformed", "must_trace"]
 
 
 def must_trace(*tensors: torch.Tensor | None) -> bool:
@@ -26,3 +28,26 @@ def must_trace(*tensors: torch.Tensor | None) -> bool:
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work; compilers use them too."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_read_freely(tensor: torch.Tensor) -> bool:
+    """Whether reading a value neither waits for a device nor disturbs a trace."""
+    return tensor.device.type == "cpu" and not must_trace(tensor)
+
+
+Result = TypeVar("Result", bound=type[Any])
+
+
+def exportable(kind: Result) -> Result:
+    """Makes a named tuple a result that `torch.export.save` and `torch.load` know."""
+    # Private until torch has another way; what it lacks is missing only from a program that returns such a tuple.
+    register = getattr(torch.utils._pytree, "_register_namedtuple", None)
+    if register is not None:
+        register(kind, serialized_type_name=f"idsel_kernels.{kind.__name__}")
+    torch.serialization.add_safe_globals([kind])
+    return kind

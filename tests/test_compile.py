@@ -55,7 +55,12 @@ def by_hand(hidden: torch.Tensor, importance: torch.Tensor, k: int) -> Tensors:
     return sel.gather(hidden), *sel.sorted()
 
 
-PROGRAMS = [kept, with_positions, merged, protected, share, on_the_device, by_hand]
+def paired(hidden: torch.Tensor, importance: torch.Tensor, k: int) -> Tensors:
+    kept, receivers = idsel.bipartite_pairing(hidden, 5)
+    return idsel.merge(hidden, kept, receivers=receivers)
+
+
+PROGRAMS = [kept, with_positions, merged, protected, share, on_the_device, by_hand, paired]
 on_programs = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 
 
@@ -115,6 +120,26 @@ def test_an_exported_program_takes_other_sizes(program: Callable[..., Tensors]) 
     for batch, tokens in ((1, 16), (3, 577), (5, 1000)):
         inputs = _inputs(batch, tokens)
         assert all(map(torch.equal, exported.module()(*inputs), program(*inputs, 12)))
+
+
+def test_an_exported_program_takes_other_ragged_batches_and_returns_what_prune_does() -> None:
+    class Ragged(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor, importance: torch.Tensor, cu_seqlens: torch.Tensor) -> idsel.Pruned:
+            return idsel.prune(
+                hidden, 4, "mmr", importance, cu_seqlens=cu_seqlens, merge="mean", max_seqlen=64,
+                protect=importance > 0.9,
+            )  # fmt: skip
+
+    tokens, offsets = Dim("tokens", min=40, max=4096), Dim("offsets", min=3, max=64)
+    example, other = (idsel.inputs.ragged(lengths, 8) for lengths in ((30, 20), (60, 0, 7, 33)))
+    shapes = ({0: tokens}, {0: tokens}, {0: offsets})
+    exported = torch.export.export(Ragged(), tuple(example), dynamic_shapes=shapes)  # type: ignore[arg-type]
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    given, wanted = torch.export.load(file).module()(*other), Ragged()(*other)  # type: ignore[arg-type]
+    assert isinstance(given, idsel.Pruned)
+    assert torch.equal(given.hidden, wanted.hidden) and torch.equal(given.indices, wanted.indices)
 
 
 def test_an_exported_program_takes_other_budgets() -> None:

@@ -221,3 +221,9 @@ def test_outputs_never_require_grad(backend: Backend) -> None:
     for tensor in (features, torch.nn.Parameter(features.detach())):
         sel = backend.select(tensor, 5, importance=importance)
         assert not sel.scores.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4, 2), (0, 5, 4, 2)])
+def test_samples_without_tokens_may_have_any_strides(shape: tuple[int, ...], backend: Backend) -> None:
+    sel = backend.select(torch.zeros(shape)[..., 0], 3, idsel.MaxMin())
+    assert sel.indices.shape == (shape[0], 3) and (sel.indices == -1).all()

@@ -121,6 +121,45 @@ def test_half_types_are_summed_in_float32_and_float64_in_its_own(dtype: torch.dt
         torch.testing.assert_close(merged.hidden.double(), wide, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("how", HOWS)
+def test_the_default_dtype_changes_nothing(how: Any, default: torch.dtype) -> None:
+    def both() -> tuple[torch.Tensor, ...]:
+        merged = idsel.merge(HIDDEN, SEL, CASE.features, how)
+        protect = torch.zeros(3, 50, dtype=torch.bool)
+        out = idsel.prune(HIDDEN, 9, "mmr", CASE.importance, features=CASE.features, protect=protect, merge=how)
+        return *merged, out.hidden, *out.selection, *idsel.Selection.of(SEL.indices)
+
+    wanted = both()
+    torch.set_default_dtype(default)
+    try:
+        given = both()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype is b.dtype and torch.equal(a, b) for a, b in zip(wanted, given, strict=True))
+
+
+def test_float64_hidden_states_have_weights_of_their_own() -> None:
+    hidden = torch.tensor([[[1.0], [2.0], [4.0]]], dtype=torch.float64)
+    merged = idsel.merge(hidden, idsel.Selection.of(torch.tensor([[0]])), hidden.float())
+    torch.testing.assert_close(merged.hidden, torch.tensor([[[7 / 3]]], dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+def test_only_the_ratios_of_sizes_count() -> None:
+    sizes = torch.rand((3, 50), generator=torch.Generator().manual_seed(4))
+    plain, tiny = (idsel.merge(HIDDEN, SEL, CASE.features, sizes=scale * sizes) for scale in (1.0, 1e-12))
+    torch.testing.assert_close(plain.hidden, tiny.hidden, rtol=1e-5, atol=1e-6)
+    alone = idsel.merge(
+        torch.ones(1, 2, 3), idsel.Selection.of(torch.tensor([[0, 1]])), sizes=torch.tensor([[0.0, 1.0]])
+    )
+    assert (alone.hidden == 1).all()  # a kept token that is given none stays as it is, whatever its size
+
+
+def test_transforms_of_torch_func_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match=r"none for transforms of torch\.func"):
+        torch.func.jvp(lambda x: idsel.merge(x, SEL, CASE.features).hidden, (HIDDEN,), (HIDDEN,))
+
+
 def test_every_run_gives_the_same_bits() -> None:
     case = idsel.inputs.clustered(2, 900, 32)
     sel = idsel.select(**case.inputs(), k=20)
@@ -248,9 +287,12 @@ def test_bipartite_pairing_drops_r_tokens_at_even_positions(r: int, class_token:
     assert (merged.sizes[even] == 1).all()
 
 
-def test_bipartite_pairing_of_a_single_token() -> None:
-    kept, receivers = idsel.bipartite_pairing(torch.ones(1, 4), 3)
+@pytest.mark.parametrize("class_token", [False, True])
+def test_bipartite_pairing_of_one_token_or_none(class_token: bool) -> None:
+    kept, receivers = idsel.bipartite_pairing(torch.ones(1, 4), 3, class_token)
     assert kept.indices.tolist() == [[0]] and receivers.tolist() == [[False]]
+    kept, receivers = idsel.bipartite_pairing(torch.ones(2, 0, 4), 3, class_token)
+    assert kept.indices.shape == kept.scores.shape == receivers.shape == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +313,9 @@ def test_bipartite_pairing_of_a_single_token() -> None:
         ({"sel": idsel.Pruned(HIDDEN, SEL)}, TypeError, "sel must be a Selection, got Pruned; pass its .selection"),
         ({"sel": idsel.Selection.of(SEL.indices + 9)}, ValueError, "sel.indices must be positions in their sample"),
         ({"how": HIDDEN}, ValueError, "how must be one of 'mean', 'add_mean', 'weighted', got Tensor"),
+        ({"sel": idsel.bipartite_pairing(HIDDEN, 3)}, TypeError, "sel.indices must be a torch.Tensor, got Selection"),
+        ({"sizes": torch.ones(3, 50) * 1j}, TypeError, "sizes must be real, got torch.complex64"),
+        ({"max_seqlen": 2.5}, TypeError, "max_seqlen must be an int, got float$"),
         ({"max_seqlen": "10"}, TypeError, "max_seqlen must be an int, got str"),
         ({"max_seqlen": -1}, ValueError, "max_seqlen must be >= 0, got -1"),
     ],
@@ -295,9 +340,9 @@ def test_values_are_checked_on_a_cpu(offsets: list[int], max_seqlen: int | None,
         idsel.merge(HIDDEN[0], sel, cu_seqlens=torch.tensor(offsets), max_seqlen=max_seqlen)
 
 
-@pytest.mark.parametrize("r", [-1, 1.5, True])
-def test_bad_arguments_of_a_pairing(r: Any) -> None:
-    with pytest.raises(ValueError, match=f"r must be an int >= 0, got {r}"):
+@pytest.mark.parametrize(("r", "words"), [(-1, "r must be >= 0, got -1"), (1.5, "r must be an int, got float")])
+def test_bad_arguments_of_a_pairing(r: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
         idsel.bipartite_pairing(HIDDEN, r)
     with pytest.raises(ValueError, match="features must be"):
         idsel.bipartite_pairing(HIDDEN.double(), 1)

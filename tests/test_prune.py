@@ -226,6 +226,12 @@ def test_a_total_that_is_known_leaves_no_rows_behind() -> None:
     assert second.sizes.sum() == exact.sizes.sum() == 60  # type: ignore[union-attr]
 
 
+def test_a_total_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="total must be at least 13, the tokens kept, got 12"):
+        k = torch.tensor([5, 0, 2, 6])
+        idsel.prune(FLAT, k, "mmr", RAGGED.importance, k_max=6, cu_seqlens=RAGGED.cu_seqlens, total=12)
+
+
 def test_mask_says_which_rows_are_tokens() -> None:
     there = torch.arange(60) < torch.tensor([[60], [4], [0]])
     out = idsel.prune(HIDDEN, 7, "mmr", CASE.importance, mask=there)
@@ -388,6 +394,7 @@ def test_nothing_waits_for_a_gpu(how: Any, is_ragged: bool) -> None:
         ({"position_ids": torch.zeros(4, 60)}, ValueError, r"position_ids must be \(N,\) or \(..., B, N\) with B = 3"),
         ({"position_ids": [0] * 60}, TypeError, "position_ids must be a torch.Tensor, got list"),
         ({"importance": None}, ValueError, "importance is required by MMR, got None"),
+        ({"sizes": torch.ones(3, 60)}, ValueError, "sizes goes with merge=, got merge=None"),
         ({"k": torch.tensor([3, 70, 1]), "k_max": 9, "protect": CASE.importance > 2}, ValueError, r"k\[1\] must be in"),
     ],
 )  # fmt: skip

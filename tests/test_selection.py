@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -122,6 +123,41 @@ def test_gather_refuses_what_has_no_row_for_every_token() -> None:
 def test_picks_of_tokens_that_are_not_there_are_refused_on_a_cpu(use: Callable[[idsel.Selection], object]) -> None:
     with pytest.raises(ValueError, match=r"must have a token for every pick, got [46] and a pick of token [46]"):
         use(PADDED)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda: PADDED.flat(CU_SEQLENS[:-1]), r"cu_seqlens must be \(B\+1,\) = \(4,\), got shape \(3,\)"),
+        (lambda: PADDED.keep_mask(7, CU_SEQLENS[None]), r"cu_seqlens must be \(B\+1,\) = \(4,\), got shape \(1, 4\)"),
+        (lambda: PADDED.flat(CU_SEQLENS, -1), "total must be >= 0, got -1"),
+        (lambda: PADDED.gather([1]), "x must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+        (lambda: PADDED.flat([0, 5]), "cu_seqlens must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_arguments_are_named(use: Callable[[], object], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        use()
+
+
+def test_it_can_be_traced_by_torchscript() -> None:
+    def use(indices: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sel = idsel.Selection.of(indices)
+        return sel.gather(x), sel.keep_mask(5)
+
+    inputs = PADDED.indices, torch.randn(3, 5, 2)
+    assert all(map(torch.equal, torch.jit.trace(use, inputs)(*inputs), use(*inputs)))
+
+
+def test_results_survive_being_saved() -> None:
+    out = idsel.prune(torch.randn(2, 6, 3), 2, "maxmin", merge="mean")
+    merged = idsel.merge(torch.randn(2, 6, 3), out.selection)
+    file = io.BytesIO()
+    torch.save((out, merged), file)
+    file.seek(0)
+    loaded, again = torch.load(file)
+    assert isinstance(loaded, idsel.Pruned) and isinstance(loaded.selection, idsel.Selection)
+    assert torch.equal(loaded.hidden, out.hidden) and torch.equal(again.sizes, merged.sizes)
 
 
 def test_a_selection_of_indices_alone() -> None:

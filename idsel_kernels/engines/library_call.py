@@ -26,8 +26,9 @@ class Call(NamedTuple):
 def prepare(problem: Problem, inputs: Inputs) -> Call:
     """Outputs on the device of the features, inputs copied only where the library cannot read them as they lie."""
     features, importance, mask, cu_seqlens, counts = inputs
-    if features.stride(-1) != 1 and problem.dim > 1:
-        features = features.contiguous()  # a row is D neighbouring elements; how rows lie is free
+    if features.stride(-1) != 1 and problem.dim > 1:  # a row is D neighbouring elements; how rows lie is free
+        # `contiguous` leaves a tensor without elements as it is.
+        features = features.contiguous() if features.numel() else features.new_empty(features.shape)
     if importance is not None and importance.dtype is not torch.float32:
         importance = importance.to(torch.float32)
     if cu_seqlens is not None:
