@@ -140,6 +140,7 @@ def test_bad_arguments_are_named(use: Callable[[], object], words: str) -> None:
         use()
 
 
+@pytest.mark.filterwarnings("ignore")  # that it is deprecated, and that sizes are constants of a trace
 def test_it_can_be_traced_by_torchscript() -> None:
     def use(indices: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sel = idsel.Selection.of(indices)

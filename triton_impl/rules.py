@@ -165,10 +165,9 @@ def _integer(param):
 def similarity(dot, scale_i, scale_j):
     """c_ij from a raw dot product and the reciprocal norms.
 
-    The larger one scales first: c_ij and c_ji then have the same bits, and so have those of a copy of either token.
+    Symmetric in i and j to the last bit, so that a copy of either token has the same similarity.
     """
-    c = dot * tl.maximum(scale_i, scale_j) * tl.minimum(scale_i, scale_j)
-    return tl.minimum(tl.maximum(c, -1.0), 1.0)
+    return tl.clamp(dot * (scale_i * scale_j), -1.0, 1.0)
 
 
 @triton.jit
