@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .problem import Inputs
+from .tracing import sym_max, sym_min
 
 __all__ = ["Count", "check_count", "device_counts", "host_counts", "on_device", "resolve"]
 
@@ -105,10 +106,10 @@ def _of_ratio(keep_ratio: Any, k_max: Any, inputs: Inputs) -> tuple[list[int], t
     ratio, features = float(keep_ratio), inputs.features
     if not 0 < ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio!r}")
-    most: Any = torch.sym_max(1, round(ratio * features.shape[-2]))
+    most: Any = sym_max(1, round(ratio * features.shape[-2]))
     cap = most if k_max is None else check_count("k_max", k_max)
     if inputs.mask is None and inputs.cu_seqlens is None:
-        return [torch.sym_min(most, cap)], None
+        return [sym_min(most, cap)], None
     # MPS has no float64. There a product may round the other way at a half.
     wide = torch.float32 if features.device.type == "mps" else torch.float64
     counts = (_tokens(inputs).to(wide) * ratio).round().to(torch.int64)

@@ -13,7 +13,7 @@ from .merging import HOW, How, Merged
 from .problem import Inputs
 from .rules import IDSelection, Rule
 from .selection import Selection, compacted, gather_rows
-from .tracing import exportable, is_read_freely, must_trace
+from .tracing import exportable, is_read_freely, must_trace, sym_min
 
 __all__ = ["Pruned", "prune"]
 
@@ -267,8 +267,8 @@ def _most_rows(inputs: Inputs, counts: list[int], keep_ratio: float | None) -> i
     batch, tokens = inputs.cu_seqlens.shape[0] - 1, inputs.features.shape[0]
     asked: Any = sum(counts) if len(counts) > 1 else batch * counts[0]
     if keep_ratio is not None:
-        asked = torch.sym_min(asked, int(keep_ratio * tokens) + batch)  # a share is rounded up by less than one
-    most: int = torch.sym_min(asked, tokens)
+        asked = sym_min(asked, int(keep_ratio * tokens) + batch)  # a share is rounded up by less than one
+    most: int = sym_min(asked, tokens)
     return most
 
 

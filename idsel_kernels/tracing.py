@@ -7,7 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["exportable", "is_read_freely", "is_transformed", "must_trace"]
+__all__ = ["exportable", "is_read_freely", "is_transformed", "must_trace", "sym_max", "sym_min"]
+
+# As `max` and `min` of sizes, without a guard on which is which; only some versions of torch have types for them.
+sym_max: Any = torch.sym_max
+sym_min: Any = torch.sym_min
 
 
 def must_trace(*tensors: torch.Tensor | None) -> bool:
