@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,5 +50,6 @@ _ieee_matmul = _IeeeMatmul()
 @contextmanager
 def ieee_arithmetic(device: torch.device) -> Iterator[None]:
     """Products in full precision, whatever autocast and matmul precision the caller has set."""
-    with _ieee_matmul, torch.autocast(device.type, enabled=False):
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    with _ieee_matmul, torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
         yield

@@ -1,47 +1,36 @@
-"""What would wait for a GPU, found without one: on fake CUDA tensors there is no value to wait for."""
+"""What would wait for a GPU, found without one: a tensor on the meta device has no value to wait for.
+
+PyTorch's own errors name what asks for one (`item`, a condition, a size that depends on values); copies between host
+and device are found here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CountedLaunches", "fake_cuda", "nothing_read"]
+__all__ = ["META", "CountedLaunches", "nothing_read", "to_meta"]
 
-# What hands values to the host, or has a size that depends on them.
-_READING = (
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.masked_select.default,
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-)
+META = torch.device("meta")
 
 
-@contextmanager
-def fake_cuda() -> Iterator[Callable[[Any], Any]]:
-    """Gives a function that makes a fake CUDA tensor of a tensor, and leaves all else as it is."""
-    with FakeTensorMode() as mode:
-
-        def to_gpu(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            with mode:
-                made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
-            return made.requires_grad_(value.requires_grad)
-
-        yield to_gpu
+def to_meta(value: Any) -> Any:
+    """A tensor of the same strides without values; all else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    return made.requires_grad_(value.requires_grad)
 
 
 class _NothingRead(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         is_copy = func.name() == "aten::_to_copy"  # to the CPU, or from pageable memory of it
-        if func in _READING or (is_copy and "cpu" in (args[0].device.type, str(kwargs.get("device", "")))):
+        if is_copy and "cpu" in (args[0].device.type, str(kwargs.get("device", ""))):
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **kwargs)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from backends import Backend
 from cases import RULE_CASES
-from no_sync import CountedLaunches, fake_cuda, nothing_read
+from no_sync import META, CountedLaunches, nothing_read, to_meta
 
 import idsel_kernels as idsel
 from idsel_kernels import pruning
@@ -351,8 +351,8 @@ def test_a_dense_batch_takes_one_launch_more_than_select() -> None:
         idsel.prune(HIDDEN, 7, "mmr", CASE.importance)
     ((hidden, indices, padded),) = seen
     assert hidden is HIDDEN and padded is False
-    with fake_cuda() as to_gpu, CountedLaunches() as launches:
-        gather_rows(to_gpu(hidden), to_gpu(indices), padded)
+    with CountedLaunches() as launches:
+        gather_rows(to_meta(hidden), to_meta(indices), padded)
     assert launches.names == ["aten::gather"]
 
 
@@ -372,11 +372,11 @@ def test_nothing_waits_for_a_gpu(how: Any, is_ragged: bool) -> None:
     }
     counts = torch.tensor([3, 1, 2, 2][: 4 if is_ragged else 3])
     for budget in ({"k": 5}, {"k": counts, "k_max": 3}, {"keep_ratio": 0.2}):
-        with fake_cuda() as to_gpu, nothing_read():
-            on_gpu = {name: to_gpu(value) for name, value in {**arguments, **budget}.items()}
-            out = idsel.prune(**on_gpu, rule="mmr", merge=how, max_seqlen=30 if is_ragged else None)
-            assert out.hidden.device.type == "cuda"
-            out.keep_mask(60, on_gpu["cu_seqlens"])
+        given = {name: to_meta(value) for name, value in {**arguments, **budget}.items()}
+        with nothing_read():
+            out = idsel.prune(**given, rule="mmr", merge=how, max_seqlen=30 if is_ragged else None)
+            assert out.hidden.device == META
+            out.keep_mask(60, given["cu_seqlens"])
 
 
 @pytest.mark.parametrize(
