@@ -64,7 +64,8 @@ def merge(
 
     A kept token that is given none, or whose similarities sum to nothing positive, stays as it is. Everything is
     computed in float32 (float64 for float64), added in the order of the tokens, so the result is the same from run to
-    run. Gradients flow to `hidden`, not to `features`: who goes to whom, and the weights, count as constants.
+    run. Gradients flow back to `hidden`, not to `features`: who goes to whom, and the weights, count as constants.
+    Forward mode and transforms of `torch.func` are refused.
 
     Args:
         hidden: (B, N, C) or (N, C) floating point; (T, C) with `cu_seqlens`. What is combined.
@@ -90,6 +91,7 @@ def merge(
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it, what was wanted and what came.
+        NotImplementedError: `hidden` has a forward-mode tangent, or a transform of `torch.func` is at work.
 
     Example:
         >>> import torch, idsel_kernels as idsel
@@ -115,8 +117,10 @@ def merge(
     tensors = (hidden, features, sel[0], mask, receivers, sizes, cu_seqlens)
     if is_read_freely(sel[0]):
         _check_values(hidden, sel[0], cu_seqlens, max_seqlen)
-    if is_transformed():
-        raise NotImplementedError("merge has a gradient for backward(), and none for transforms of torch.func")
+    if is_transformed(hidden):
+        raise NotImplementedError(
+            "merge has a gradient for backward(), and none for forward mode or transforms of torch.func"
+        )
     needs_grad = hidden.requires_grad and torch.is_grad_enabled()
     call = ops.merge if needs_grad or must_trace(*tensors) else combine
     merged, total, assignment, _weights = call(*tensors, how, float(beta), max_seqlen)

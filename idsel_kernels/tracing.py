@@ -34,9 +34,14 @@ def must_trace(*tensors: torch.Tensor | None) -> bool:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work; compilers use them too."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a transform of `torch.func` is at work, which compilers use too, or the tensor has a tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    forward_ad: Any = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_read_freely(tensor: torch.Tensor) -> bool:

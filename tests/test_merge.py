@@ -156,8 +156,16 @@ def test_only_the_ratios_of_sizes_count() -> None:
 
 
 def test_transforms_of_torch_func_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"none for transforms of torch\.func"):
+    with pytest.raises(NotImplementedError, match=r"and none for forward mode or transforms of torch\.func"):
         torch.func.jvp(lambda x: idsel.merge(x, SEL, CASE.features).hidden, (HIDDEN,), (HIDDEN,))
+
+
+def test_forward_mode_is_refused() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(HIDDEN, HIDDEN)
+        with pytest.raises(NotImplementedError, match=r"and none for forward mode or transforms of torch\.func"):
+            idsel.merge(dual, SEL, CASE.features)
+        assert torch.equal(idsel.merge(HIDDEN, SEL).sizes, idsel.merge(HIDDEN, SEL, HIDDEN).sizes)
 
 
 def test_every_run_gives_the_same_bits() -> None:
