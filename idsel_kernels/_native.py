@@ -13,7 +13,7 @@ from . import _copies
 __all__ = ["ABI", "build_notes", "build_state", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
-ABI = 6
+ABI = 7
 
 
 @functools.cache

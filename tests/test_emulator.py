@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import emulated
 import pytest
@@ -80,9 +81,46 @@ def test_coverage_reads_few_similarities(
 
 # --- Several CTAs for a sample ---------------------------------------------------------------------------------------
 
-# CTAs under way at a time, and the order in which they come. With one at a time none may wait for another.
-ORDERS = ((1, 0), (3, 1), (3, 2))
-ROW_RULES = [name for name, rule in RULE_CASES.items() if not isinstance(rule, (idsel.Coverage, idsel.TopK))]
+NEEDS_SIMILARITIES = [name for name, rule in RULE_CASES.items() if rule.needs_similarities]
+WHOLE = 1 << 33  # bytes for similarities: the whole Gram
+
+
+class Run(NamedTuple):
+    """How the CTAs of a group come: their most, the seed of their order, one that begins when all others wait for it,
+    and what the device says too much of.
+    """
+
+    multiprocessors: int = 6
+    seed: int = 0
+    late: int | None = None
+    room: int | None = None
+
+
+RUNS = (Run(1), Run(2, late=1), Run(5, 1, late=0), Run(13, 2), Run(6, room=3), Run(6, room=1))
+
+
+def _select(
+    call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch, blocks: int = 3, seed: int = 0, **more: bool
+) -> idsel.Selection:
+    monkeypatch.setenv("IDSEL_EMULATOR_BLOCKS", str(blocks))
+    monkeypatch.setenv("IDSEL_EMULATOR_SEED", str(seed))
+    return idsel.select(**call.inputs(), k=call.k, rule=rule, backend=emulated.NAME, **more)
+
+
+def _whole(call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch) -> idsel.Selection:
+    set_gram_budget(monkeypatch, emulated.NAME, WHOLE)
+    return _select(call, rule, monkeypatch)
+
+
+def _on_panels(
+    call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch, run: Run, budget: int = 1, **more: bool
+) -> idsel.Selection:
+    with monkeypatch.context() as patch:
+        for name in ("multiprocessors", "late", "room"):
+            if (value := getattr(run, name)) is not None:
+                patch.setenv(f"IDSEL_EMULATOR_{name.upper()}", str(value))
+        set_gram_budget(patch, emulated.NAME, budget)
+        return _select(call, rule, patch, seed=run.seed, **more)
 
 
 def _hurting(dtype: torch.dtype = torch.float32) -> Call:
@@ -95,46 +133,88 @@ def _hurting(dtype: torch.dtype = torch.float32) -> Call:
     return Call({"features": features, "importance": importance, "mask": mask}, [139, 70])
 
 
+def _negative() -> Call:
+    """Half of the importance is below zero: picks then raise priorities, and less gain is worth more."""
+    features, importance, _ = clustered(1, 200, 24, seed=3)
+    return Call({"features": features, "importance": importance - importance.median()}, 120)
+
+
 PANEL_CASES = {name: INPUT_CASES[name] for name in ("N65-D127-k13", "N257-D40-k40", "fp16", "ties")} | {
     "split": Call(clustered(2, 70, 600, dtype=torch.bfloat16).inputs(), 20),
     "hurting": _hurting(),
     "hurting-bf16": _hurting(torch.bfloat16),
+    "negative": _negative(),
     "ragged": Call(ragged((70, 0, 5, 130)).inputs(), [30, 3, 5, 20]),
 }
 
 
-def _select(call: Call, rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch, blocks: int, seed: int) -> idsel.Selection:
-    monkeypatch.setenv("IDSEL_EMULATOR_BLOCKS", str(blocks))
-    monkeypatch.setenv("IDSEL_EMULATOR_SEED", str(seed))
-    return idsel.select(**call.inputs(), k=call.k, rule=rule, backend=emulated.NAME)
-
-
 @pytest.mark.parametrize("case", PANEL_CASES)
-@pytest.mark.parametrize("rule", ROW_RULES)
+@pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
 def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = PANEL_CASES[case]
-    whole = _select(call, RULE_CASES[rule], monkeypatch, 3, 0)
+    whole = _whole(call, RULE_CASES[rule], monkeypatch)
     check_selection(whole, **call.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
     # Of the ragged batch, the sample of 70 tokens has room for its Gram now and then.
-    for (blocks, seed), row in zip(ORDERS, (1, 100, 1), strict=True):
-        set_gram_budget(monkeypatch, emulated.NAME, 4 * row * 205)
-        assert same(whole, _select(call, RULE_CASES[rule], monkeypatch, blocks, seed))
+    for run, row in zip(RUNS, (1, 100, 1, 100, 1, 100), strict=True):
+        assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run, 4 * row * 205)), run
 
 
-def test_more_tiles_than_work_tiles_and_more_tokens_than_offers(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(clustered(1, 2880, 2).inputs(), 4)  # 1035 tiles; a thread has 12 tokens
-    whole = _select(call, idsel.MaxMin(), monkeypatch, 3, 0)
-    set_gram_budget(monkeypatch, emulated.NAME, 1)
-    assert same(whole, _select(call, idsel.MaxMin(), monkeypatch, 3, 1))
+@pytest.mark.parametrize("tokens", [600, 3000])
+@pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
+def test_many_tokens(rule: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tokens of a CTA than it has threads, and than fit shared memory."""
+    call = Call(clustered(1, tokens, 2 if tokens > 1000 else 16).inputs(), 12 if tokens > 1000 else 40)
+    whole = _whole(call, RULE_CASES[rule], monkeypatch)
+    for run in (Run(2, late=0), Run(6, 1)):
+        assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run)), run
 
 
-def test_a_group_of_any_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = clustered(130, 66, 4)  # one CTA for each sample of the batch, several for one alone
-    set_gram_budget(monkeypatch, emulated.NAME, 1)
-    batch = _select(Call(case.inputs(), 6), idsel.DPP(), monkeypatch, 3, 0)
-    alone = Call({name: tensor[129:] for name, tensor in case.inputs().items()}, 6)
-    sel = _select(alone, idsel.DPP(), monkeypatch, 3, 1)
-    assert torch.equal(batch.indices[129:], sel.indices) and torch.equal(batch.scores[129:], sel.scores)
+@pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
+def test_sorted_on_panels(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = _hurting()
+    by_step = _on_panels(call, RULE_CASES[rule], monkeypatch, Run(5))
+    by_index = _on_panels(call, RULE_CASES[rule], monkeypatch, Run(5, 1), sort=True)
+    for b, count in enumerate((139, 70)):
+        picks = int((by_step.indices[b, :count] >= 0).sum())
+        order = by_step.indices[b, :picks].argsort()
+        assert torch.equal(by_index.indices[b, :picks], by_step.indices[b, :picks][order])
+        assert torch.equal(by_index.scores[b, :picks], by_step.scores[b, :picks][order])
+
+
+@pytest.mark.parametrize("rule", [idsel.DPP(), idsel.Coverage()], ids=lambda rule: type(rule).__name__)
+def test_more_samples_than_groups(rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group then works on several samples in turn; a sample alone has several CTAs."""
+    case = clustered(11, 66, 4)
+    batch = _on_panels(Call(case.inputs(), 6), rule, monkeypatch, Run(4))
+    for b in (0, 10):
+        alone = Call({name: tensor[b : b + 1] for name, tensor in case.inputs().items()}, 6)
+        sel = _on_panels(alone, rule, monkeypatch, Run(4, 1))
+        assert torch.equal(batch.indices[b : b + 1], sel.indices) and torch.equal(batch.scores[b : b + 1], sel.scores)
+
+
+def test_a_panel_is_kept_while_picks_come_from_it(
+    engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are more rounds than panels, and fewer of either than picks."""
+    case = clustered(1, 576, 16, importance="uniform")
+    made = torch.zeros(1, 2, dtype=torch.int64)
+    monkeypatch.setattr(engine, "panels_made", made)
+    _on_panels(Call(case.inputs(), 64), idsel.IDSelection(), monkeypatch, Run())
+    rounds, panels = made[0].tolist()
+    assert 1 <= panels < rounds < 32
+
+
+def test_no_pick_needs_no_panel(engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last pick needs no row, and one that changes nothing does not either."""
+    case = clustered(1, 100, 8)
+    made = torch.zeros(1, 2, dtype=torch.int64)
+    monkeypatch.setattr(engine, "panels_made", made)
+    _on_panels(Call(case.inputs(), 1), idsel.IDSelection(), monkeypatch, Run())
+    assert made[0].tolist() == [1, 0]
+    made.zero_()
+    nothing = {**case.inputs(), "importance": torch.zeros(1, 100)}
+    sel = _on_panels(Call(nothing, 70), idsel.IDSelection(), monkeypatch, Run())
+    assert sel.indices[0].tolist() == list(range(70)) and made[0, 1] == 1
 
 
 def test_blocks_that_wait_for_one_that_cannot_start_end_the_launch(tmp_path: Path) -> None:
@@ -173,8 +253,6 @@ def test_more_samples_than_one_launch_takes() -> None:
 def test_offsets_that_nobody_checked_stay_inside_the_tensors(
     rule: idsel.Rule, budget: int, engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if budget and isinstance(rule, idsel.Coverage):
-        pytest.skip("needs the whole Gram")
     features = clustered(1, 200, 4).features[0]
     set_gram_budget(monkeypatch, emulated.NAME, budget)
     for offsets in ([0, 999, 200], [100, 40, 200], [-7, 80, 200], [0, 150, 20, 200]):
@@ -191,11 +269,6 @@ def _explained(tokens: int, k: int, rule: idsel.Rule, **more: torch.Tensor) -> i
     return idsel.explain(
         features, k, rule=rule, importance=torch.ones(features.shape[:-1]), backend=emulated.NAME, **more
     )
-
-
-def test_too_many_tokens_are_a_reason() -> None:
-    reasons = _explained(17_000, 2, idsel.Coverage()).reasons[emulated.NAME]
-    assert "those of 17000 tokens exceed 1024 MiB" in reasons[0]
 
 
 def test_explain_tells_the_plan() -> None:
@@ -228,7 +301,20 @@ MUTATIONS = {
         {_ENDED: f"    if (arch::thread() != 7) {_ENDED.lstrip()}"},
     ),
     "a wrong arrival count": ("arrival.cuh", {"expected - 1": "expected - 2"}),
-    "a phase that ends too early": ("cta_group.cuh", {"tile().count, &buffers_": "tile().count - 1, &buffers_"}),
+    "a group that does not wait": ("cta_group.cuh", {"- buffers_->arrived) < 0": "- buffers_->arrived) < -1"}),
+    "a barrier that waits for one too many": (
+        "cta_group.cuh",
+        {"uint32_t>(buffers_->ctas);": "uint32_t>(buffers_->ctas) + 1;"},
+    ),
+    "a bound without what is not offered": ("panel.cuh", {"if (is_bound && rank > bound_) bound_ = rank;": ""}),
+    "a panel that loses a tie": (
+        "panel_loop.cuh",
+        {"top.rank < context.now": "top.rank + (1ull << 32) <= context.now"},
+    ),
+    "a pick that is not absorbed": ("panel_loop.cuh", {"if (step < context.pick.wanted && rule": "if (at < 3 && rule"}),
+    "a first pick that raises others unseen": ("row_state.cuh", {"(rises && first": "(rises && score > 9 && first"}),
+    "overlaps from the panel on alone": ("panel_loop.cuh", {"arch::ld_global_cg(state.overlaps + at)": "0.0f"}),
+    "a stale gain accepted on panels": ("coverage_panels.cuh", {"if (!context_.panel->fresh[slot])": "if (best == 0)"}),
     "a dropped tie-break": (
         "order_key.cuh",
         {
@@ -239,7 +325,7 @@ MUTATIONS = {
     "a lost tie": ("cta_reduce.cuh", {"& lower_lanes;": "& ~lower_lanes & ~(lower_lanes + 1);"}),
     "wrong parts of D in a cluster": (
         "gram_tile.cuh",
-        {"const int of_group = group * kSlices + ": "const int of_group = group * (cluster.shares ? 1 : kSlices) + "},
+        {"int group = cluster.shares ? cluster.rank() : 0;": "int group = 0;"},
     ),
     "a cluster that does not wait": (
         "gram_tile.cuh",
@@ -277,6 +363,7 @@ def test_mutation_is_caught(mutation: str, tmp_path_factory: pytest.TempPathFact
         assert text.count(old) == 1, f"{name} has changed: {old!r}"
         text = text.replace(old, new)
     (sources / "cuda" / name).write_text(text)
-    done = _run_native(sources, folder / "build", "quick")
+    about_panels = "panel" in name or name == "cta_group.cuh" or "rises" in "".join(changes)
+    done = _run_native(sources, folder / "build", "panels" if about_panels else "gram")
     assert done.returncode == 1, f"{mutation} went unnoticed"
     assert "test_emulated.cpp" in done.stderr or "calls.h" in done.stderr

@@ -104,7 +104,8 @@ void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strid
                  std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
                  std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
                  std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
-                 std::uintptr_t k_on_device, std::int64_t gram_budget, std::uintptr_t similarities_read) {
+                 std::uintptr_t k_on_device, std::int64_t gram_budget, std::uintptr_t similarities_read,
+                 std::uintptr_t panels_made) {
     idsel_args args = common_args(IDSEL_CUDA, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
                                   shape, k, k_max, rule, params, sort);
     args.workspace = pointer<void>(workspace);
@@ -114,6 +115,7 @@ void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strid
     args.k_on_device = pointer<const std::int32_t>(k_on_device);
     args.gram_budget = gram_budget;
     args.similarities_read = pointer<std::uint64_t>(similarities_read);
+    args.panels_made = pointer<std::uint64_t>(panels_made);
     call(args);
 }
 

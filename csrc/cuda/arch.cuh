@@ -67,22 +67,20 @@ IDSEL_DEVICE int32_t atom_add_acq_rel(int32_t* counter, int32_t value) {
     asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(value) : "memory");
     return before;
 }
-IDSEL_DEVICE uint64_t atom_add_relaxed(uint64_t* word, uint64_t value) {
-    return atomicAdd(reinterpret_cast<unsigned long long*>(word), static_cast<unsigned long long>(value));
-}
-IDSEL_DEVICE void st_release(uint64_t* word, uint64_t value) {
-    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+IDSEL_DEVICE void red_add_release(uint32_t* counter, uint32_t value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
 IDSEL_DEVICE void st_relaxed(int32_t* word, int32_t value) {
     asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
-IDSEL_DEVICE uint64_t ld_relaxed(const uint64_t* word) {
-    uint64_t value;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+IDSEL_DEVICE uint32_t ld_acquire(const uint32_t* word) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
     return value;
 }
-IDSEL_DEVICE void fence_acq_rel() { __threadfence(); }
-IDSEL_DEVICE void nanosleep() { __nanosleep(100); }
+// In a loop that waits for other CTAs.
+IDSEL_DEVICE void spin() {}
+IDSEL_DEVICE void warp_sync() { __syncwarp(); }
 
 IDSEL_DEVICE void red_max(uint32_t* to, uint32_t value) { atomicMax(to, value); }
 IDSEL_DEVICE void red_add(unsigned long long* to, unsigned long long value) { atomicAdd(to, value); }
@@ -161,6 +159,9 @@ IDSEL_DEVICE Float4 ld_global_cg(const Float4* from) {
     const float4 value = __ldcg(reinterpret_cast<const float4*>(from));
     return {value.x, value.y, value.z, value.w};
 }
+IDSEL_DEVICE uint64_t ld_global_cg(const uint64_t* from) {
+    return __ldcg(reinterpret_cast<const unsigned long long*>(from));
+}
 IDSEL_DEVICE void st_16(Float4* to, const Float4& value) {
     *reinterpret_cast<float4*>(to) = make_float4(value.v[0], value.v[1], value.v[2], value.v[3]);
 }
@@ -216,7 +217,8 @@ struct Launch {
     int64_t grid;
     int threads;
     int shared_bytes;
-    int cluster;  // CTAs
+    int cluster;       // CTAs
+    bool cooperative;  // all run at the same time, or none does
     void* stream;
 };
 
@@ -226,28 +228,69 @@ inline const char* words_of(cudaError_t error) {
     return cudaGetErrorString(error);
 }
 
-// Enqueues; null, or what went wrong.
 template <class Args>
-const char* launch(void (*kernel)(Args), const Launch& how, Args args) {
+cudaError_t allow_shared(void (*kernel)(Args), int bytes) {
     constexpr int kAlwaysAllowed = 48 * 1024;
-    if (how.shared_bytes > kAlwaysAllowed) {
-        const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes);
-        if (error != cudaSuccess) return words_of(error);
+    if (bytes <= kAlwaysAllowed) return cudaSuccess;
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                bytes);
+}
+
+// A launch as CUDA describes it.
+struct LaunchConfig {
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+
+    explicit LaunchConfig(const Launch& how) {
+        config.gridDim = dim3(static_cast<unsigned>(how.grid));
+        config.blockDim = dim3(static_cast<unsigned>(how.threads));
+        config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
+        config.stream = static_cast<cudaStream_t>(how.stream);
+        config.attrs = attributes;
+        if (how.cluster > 1) {
+            cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+            attribute.id = cudaLaunchAttributeClusterDimension;
+            attribute.val.clusterDim.x = static_cast<unsigned>(how.cluster);
+            attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        }
+        if (how.cooperative) {
+            cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+            attribute.id = cudaLaunchAttributeCooperative;
+            attribute.val.cooperative = 1;
+        }
     }
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(how.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(how.grid));
-    config.blockDim = dim3(static_cast<unsigned>(how.threads));
-    config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
-    config.stream = static_cast<cudaStream_t>(how.stream);
-    config.attrs = &attribute;
-    config.numAttrs = how.cluster > 1 ? 1u : 0u;
+};
+
+// Enqueues; null, or what went wrong. `too_large`: a cooperative launch had more CTAs than run at the same time.
+template <class Args>
+const char* launch(void (*kernel)(Args), const Launch& how, Args args, bool* too_large = nullptr) {
+    if (const cudaError_t error = allow_shared(kernel, how.shared_bytes)) return words_of(error);
+    LaunchConfig launch(how);
     void* values[] = {&args};
-    return words_of(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), values));
+    const cudaError_t error = cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), values);
+    if (too_large != nullptr) *too_large = error == cudaErrorCooperativeLaunchTooLarge;
+    return words_of(error);
+}
+
+// How many CTAs of a cooperative launch the current device runs at the same time; 0 where it has none such.
+template <class Args>
+int64_t resident(void (*kernel)(Args), const Launch& how, int multiprocessors) {
+    int device = 0, cooperative = 0, count = 0;
+    const auto* code = reinterpret_cast<const void*>(kernel);
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
+    if (error == cudaSuccess) error = allow_shared(kernel, how.shared_bytes);
+    if (error == cudaSuccess && how.cluster > 1) {
+        LaunchConfig launch(how);
+        error = cudaOccupancyMaxActiveClusters(&count, code, &launch.config);
+        count *= how.cluster;
+    } else if (error == cudaSuccess) {
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, code, how.threads,
+                                                              static_cast<size_t>(how.shared_bytes));
+        count *= multiprocessors;
+    }
+    if (error != cudaSuccess) cudaGetLastError();  // takes it back: the launch does without
+    return error == cudaSuccess && cooperative != 0 ? count : 0;
 }
 
 // What a plan asks of a device.

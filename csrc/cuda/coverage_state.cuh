@@ -81,9 +81,9 @@ class CoverageState {
         arch::cta_sync();
     }
 
-    IDSEL_DEVICE bool needs_nearest() const { return false; }
-    IDSEL_DEVICE float kept() const { return 0.0f; }
-    IDSEL_DEVICE void restore(float) {}
+    static constexpr bool kNeedsBest = false;
+    template <class Tokens>
+    IDSEL_DEVICE void rank(Tokens&, uint32_t) {}
 
   private:
     // What a token would add, given its similarities to all; by a warp, which has 1024 of them on their way.

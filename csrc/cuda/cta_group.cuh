@@ -1,105 +1,103 @@
-// Several CTAs work on one sample again and again within one launch, in phases.
+// A CTA group: several CTAs that work on one sample for as long as the launch lasts, with a barrier over all of them.
 //
-// A sample has a group of CTAs and a 64-bit word: the present phase, how many work tiles it has, how many of them have
-// been taken. A CTA takes one by adding one to the word, does it, and counts its arrival. Whoever arrives last with a
-// work tile of the phase goes on alone: it runs the loop over picks as far as it comes and publishes the next phase, or
-// the end. The others look at the word until it has a work tile for them.
-//
-// That cannot lock up, however few CTAs of a group run at once: work tiles of a phase that has begun are held by CTAs
-// that run, or free for any that does; between two phases the one that goes on runs, and takes work tiles too. A CTA
-// that starts late finds what there is to do, or the end. The last of the group to leave sets the word back to zero,
-// for the next launch: nobody looks at it any more.
+// They wait for one another, so all have to run at the same time: the launch is cooperative, which a device refuses
+// where it cannot keep that promise, or groups have one CTA. What a group makes of a sample does not depend on how many
+// CTAs it has.
 #pragma once
 
 #include "cuda/tile_scheduler.cuh"
 
 namespace idsel::cuda {
 
-constexpr int kTileBits = 28;
-constexpr uint64_t kTileMask = (uint64_t{1} << kTileBits) - 1;
-// A phase has at most a work tile for each 64 of kMaxTokens tokens. A CTA that finds all taken has added one all the
-// same: there is room for that.
-static_assert((kMaxTokens / kTile + 2) * 2 < int64_t{1} << kTileBits);
-
-IDSEL_DEVICE uint64_t word_of(Phase phase, int64_t tiles) {
-    return static_cast<uint64_t>(phase) << 2 * kTileBits | static_cast<uint64_t>(tiles) << kTileBits;
-}
-IDSEL_DEVICE Phase phase_of(uint64_t word) { return static_cast<Phase>(word >> 2 * kTileBits); }
-
-struct GroupTile {
-    Phase phase;
-    int32_t index;
-    int32_t count;  // of the phase
-};
-
-// What a CTA keeps of its sample, in shared memory: in registers it would be in the way of the tiles.
+// What a CTA keeps of its group, in shared memory.
 struct GroupBuffers {
     ReduceBuffers reduce;
-    int32_t flag;
-    PickArgs pick_args;
     Sample sample;
     int32_t* counters;  // of the sample
+    int32_t first;      // the group's first sample, counting those that are worked on in panels
+    int32_t step;       // how many groups there are
+    int32_t rank;       // of this CTA
     int32_t ctas;       // of the group
-    TileIndex index;    // of a tile
-    uint64_t taken;     // the word, as this CTA took a work tile by it
+    int32_t flag;
+    int32_t found;
+    uint32_t arrived;  // CTAs at all of the sample's barriers so far
 };
 
 class CtaGroup {
   public:
     IDSEL_DEVICE explicit CtaGroup(GroupBuffers* buffers) : buffers_(buffers) {}
 
-    // Waits for a work tile of any phase; false at the end. The CTA then sees what all of earlier phases wrote.
-    IDSEL_DEVICE bool take() {
-        if (arch::thread() == 0) {
-            buffers_->taken = take_alone();
-            arch::fence_acq_rel();
+    IDSEL_DEVICE const Sample& sample() const { return buffers_->sample; }
+    IDSEL_DEVICE int rank() const { return buffers_->rank; }
+    IDSEL_DEVICE int ctas() const { return buffers_->ctas; }
+
+    // Shares out the CTAs among the samples whose whole Gram is not kept. False where there are none.
+    IDSEL_DEVICE bool join(const KernelArgs& args) {
+        const int thread = arch::thread();
+        const int long_samples = cta_sum(is_long(args, thread) ? 1 : 0, &buffers_->reduce);
+        if (long_samples == 0) return false;
+        if (thread == 0) {
+            // By clusters, so that none is divided.
+            const auto clusters = static_cast<int32_t>(arch::blocks()) / args.cluster;
+            const auto most = static_cast<int32_t>(larger(1, args.group / args.cluster));
+            const auto size = static_cast<int32_t>(larger(1, smaller(most, clusters / long_samples)));
+            const int32_t mine = static_cast<int32_t>(arch::block()) / args.cluster;
+            buffers_->step = clusters / size;
+            buffers_->first = mine / size;
+            buffers_->ctas = size * args.cluster;
+            buffers_->rank = static_cast<int32_t>(arch::block()) - buffers_->first * buffers_->ctas;
         }
         arch::cta_sync();
-        return tile().phase != Phase::kEnd;
+        return buffers_->first < buffers_->step;  // else it is one of those that are left over
     }
 
-    // What it has taken. Read where it is used, rather than kept in registers.
-    IDSEL_DEVICE GroupTile tile() const { return tile_of(buffers_->taken); }
-
-    // True in the CTA that is the last to arrive with a work tile of the phase, which sees what all of them wrote.
-    IDSEL_DEVICE bool arrive() { return arrive_last(counter(kCounterArrivals), tile().count, &buffers_->flag); }
-
-    // By the CTA that goes on alone, when all its threads have written what the phase needs.
-    IDSEL_DEVICE void publish(Phase phase, int64_t tiles) {
+    // Turns to the sample of that number among those that are worked on in panels. False where there is none.
+    IDSEL_DEVICE bool turn_to(const KernelArgs& args, int number) {
+        const int thread = arch::thread();
+        arch::cta_sync();  // nobody looks at the last one any more
+        if (thread == 0) buffers_->found = 0;
+        const bool mine = is_long(args, thread);
+        const int32_t up_to = cta_sum_up_to(mine ? 1 : 0, &buffers_->reduce);
+        if (mine && up_to == number + 1) {
+            buffers_->sample = sample_of(args, thread);
+            buffers_->counters = buffers_->sample.counter(args, 0);
+            buffers_->arrived = 0;
+            buffers_->found = 1;
+        }
         arch::cta_sync();
-        if (arch::thread() == 0) arch::st_release(word(), word_of(phase, tiles));
+        return buffers_->found != 0;
+    }
+    IDSEL_DEVICE int first() const { return buffers_->first; }
+    IDSEL_DEVICE int step() const { return buffers_->step; }
+
+    // Every CTA of the group comes here. Each then sees what all wrote before.
+    IDSEL_DEVICE void sync() {
+        arch::cta_sync();
+        if (arch::thread() == 0 && buffers_->ctas > 1) {
+            buffers_->arrived += static_cast<uint32_t>(buffers_->ctas);
+            arch::red_add_release(counter(kCounterBarrier), 1);
+            // The difference, since the count may pass the range.
+            while (static_cast<int32_t>(arch::ld_acquire(counter(kCounterBarrier)) - buffers_->arrived) < 0) {
+                arch::spin();
+            }
+        }
+        arch::cta_sync();
     }
 
-    // By every CTA of the group, once.
+    // By every CTA of the group, after its last barrier: the counters are zero again.
     IDSEL_DEVICE void leave() {
-        const bool last = arrive_last(counter(kCounterDepartures), buffers_->ctas, &buffers_->flag);
-        if (last && arch::thread() == 0) arch::st_release(word(), 0);
+        if (buffers_->ctas == 1) return;
+        const bool last =
+            arrive_last(reinterpret_cast<int32_t*>(counter(kCounterDepartures)), buffers_->ctas, &buffers_->flag);
+        if (last && arch::thread() == 0) arch::st_relaxed(buffers_->counters + kCounterBarrier, 0);
     }
 
   private:
-    IDSEL_DEVICE int32_t* counter(int64_t number) const { return buffers_->counters + number; }
-    IDSEL_DEVICE uint64_t* word() const { return reinterpret_cast<uint64_t*>(counter(kCounterWord)); }
-
-    // Every sample begins with kFirst, when its word is zero: a work tile for each tile on the diagonal.
-    IDSEL_DEVICE GroupTile tile_of(uint64_t word) const {
-        const Phase phase = phase_of(word);
-        const auto first = static_cast<int32_t>(ceil_div(buffers_->sample.n, kTile));
-        const auto tiles = static_cast<int32_t>(word >> kTileBits & kTileMask);
-        return {phase, static_cast<int32_t>(word & kTileMask), phase == Phase::kFirst ? first : tiles};
+    IDSEL_DEVICE uint32_t* counter(int number) const {
+        return reinterpret_cast<uint32_t*>(buffers_->counters + number);
     }
-
-    IDSEL_DEVICE uint64_t take_alone() const {
-        for (;; arch::nanosleep()) {
-            uint64_t seen = arch::ld_relaxed(word());
-            if (phase_of(seen) == Phase::kEnd) return seen;
-            if (!is_free(seen)) continue;
-            seen = arch::atom_add_relaxed(word(), 1);  // which may be of a later phase than the word looked at
-            if (phase_of(seen) == Phase::kEnd || is_free(seen)) return seen;
-        }
-    }
-    IDSEL_DEVICE bool is_free(uint64_t word) const {
-        const GroupTile tile = tile_of(word);
-        return tile.index < tile.count;
+    IDSEL_DEVICE static bool is_long(const KernelArgs& args, int sample) {
+        return sample < args.samples && !sample_of(args, sample).whole;
     }
 
     GroupBuffers* buffers_;

@@ -60,10 +60,11 @@ IDSEL_DEVICE float run_of(const Float4& c, const bool* counts, int self) {
 }
 
 // clang-format off
-// contract: store: cuda/gram_epilogue.cuh cuda/panel.cuh
+// contract: store: cuda/gram_epilogue.cuh cuda/panel_tile.cuh
 // What a tile is for.
 //   bool kKeepsNothing            only norms are wanted
 //   bool kCounts                  whether store() asks which tokens count
+//   bool kKeepsNorms              whether norms are kept
 //   float weight(c)               what is stored of a similarity
 //   void store(i, j, weights, counts)  token i's with j and its three neighbours, by all lanes of a warp
 // clang-format on
@@ -74,6 +75,7 @@ struct GramStore {
     static constexpr Pairs kPairs = pairs_of<Rule>();
     static constexpr bool kKeepsNothing = !Rule::kNeedsSimilarities;
     static constexpr bool kCounts = kPairs != Pairs::kNothing;
+    static constexpr bool kKeepsNorms = true;
 
     const KernelArgs& args;
     const Sample& sample;
@@ -109,7 +111,8 @@ class MirroredSink {
         const int j = line < kTile ? first_row() + line : first_column() + line - kTile;
         const bool there = j < store_.sample.n;
         buffers_->scale[line] = there ? scale_of(square) : 0.0f;
-        if (there && on_diagonal() && line < kTile) store_.args.square[store_.sample.row + j] = square;
+        if (Store::kKeepsNorms && there && on_diagonal() && line < kTile)
+            store_.args.square[store_.sample.row + j] = square;
         if constexpr (Store::kCounts) buffers_->counts[line] = there && competes(store_.args, store_.sample, j, square);
     }
 

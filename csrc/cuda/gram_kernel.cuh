@@ -35,15 +35,15 @@ IDSEL_DEVICE Context context_of(int k) {
 template <class Rule, class Tokens>
 IDSEL_DEVICE void pick_with(Context& context, Tokens& tokens, float* cover) {
     if constexpr (Rule::kState == State::kToken) {
-        pick_loop(context, tokens, RowState<Rule>(context), GramRows{});
+        pick_loop(context, tokens, RowState<Rule>(context));
     } else if constexpr (Rule::kState == State::kCoverage) {
-        pick_loop(context, tokens, CoverageState(context, cover), GramRows{});
+        pick_loop(context, tokens, CoverageState(context, cover));
     } else if (round_up(context.n(), 4) * context.wanted <= context.args.shared_history) {
         auto* history = reinterpret_cast<float*>(arch::shared_memory() + kHistoryOffset);
-        pick_loop(context, tokens, HistoryState(context, history), GramRows{});
+        pick_loop(context, tokens, HistoryState(context, history));
     } else {
         float* history = context.args.history + context.sample.row * context.args.history_depth;
-        pick_loop(context, tokens, HistoryState(context, history), GramRows{});
+        pick_loop(context, tokens, HistoryState(context, history));
     }
 }
 
@@ -58,7 +58,7 @@ IDSEL_DEVICE_CALL void pick_in_registers(int k) {
 template <class Rule>
 IDSEL_DEVICE_CALL void pick_in_memory(int k) {
     Context context = context_of(k);
-    MemoryTokens tokens(context.args, context.sample);
+    MemoryTokens tokens(MemoryTokens::in_workspace(context.args, context.sample, 0, context.n()));
     pick_with<Rule>(context, tokens, tokens.cover());
 }
 // For rules without similarities, in a file of each.

@@ -66,6 +66,14 @@ IDSEL_DEVICE void sum_slices(const TileBuffers* buffers, int thread, Float4 (&su
     }
 }
 
+// The same of a squared norm.
+IDSEL_DEVICE float sum_norms(const TileBuffers* buffers, int line) {
+    float sum = buffers->norm_parts[0][line];
+    IDSEL_UNROLL
+    for (int slice = 1; slice < kSlices; ++slice) sum += buffers->norm_parts[slice][line];
+    return sum;
+}
+
 // What the CTAs of a cluster have to do with one another: each has one group of D and one slab of the result.
 struct ClusterRole {
     bool shares;  // false: this CTA does all groups and slabs
@@ -75,8 +83,8 @@ struct ClusterRole {
 };
 
 // The dot products of a tile, to `sink`: first sink.norms(line, squared norm) of the 2 * 64 rows and columns, by a
-// thread each, then, after a barrier, sink.quad(slab, row of it, column, dots), by all threads in step. Nobody may be
-// using the buffers.
+// thread each (where only dot products are wanted, with zeros), then, after a barrier, sink.quad(slab, row of it,
+// column, dots), by all threads in step. Nobody may be using the buffers.
 template <class Math, class Rows, class Columns, class Sink>
 IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Columns& columns,
                             const ClusterRole& cluster, TileBuffers* buffers, Sink& sink) {
@@ -98,8 +106,10 @@ IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Colu
         // Where elements have been checked, others may still have some of them in the room of the slices.
         if (args.wide_rows == 0 || args.dim % kKTile != 0) arch::cta_sync();
         const int thread = arch::thread_again(), slice = warp_slice(thread), half = warp_half(thread);
-        math.store_norms(buffers->norm_parts[slice] + half * 32, buffers->norm_parts[slice] + kTile + half * 32,
-                         thread);
+        if constexpr (Math::kNorms) {
+            float* norms = buffers->norm_parts[slice] + half * 32;
+            math.store_norms(norms, norms + kTile, thread);
+        }
         if (cluster.shares) arch::cluster_wait();
         IDSEL_UNROLL
         for (int slab = 0; slab < 2; ++slab) {
@@ -115,10 +125,8 @@ IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Colu
                 if (!is_last) arch::st_16(other_sums(slab, at, thread), sums[slab][at]);
             }
         }
-        if (thread < 2 * kTile) {
-            float sum = buffers->norm_parts[0][thread];
-            IDSEL_UNROLL
-            for (int at = 1; at < kSlices; ++at) sum += buffers->norm_parts[at][thread];
+        if (Math::kNorms && thread < 2 * kTile) {
+            const float sum = sum_norms(buffers, thread);
             norm = is_first ? sum : norm + sum;
             if (cluster.shares) arch::st_shared_cluster(buffers->norm_inbox + thread, 1 - cluster.rank(), sum);
         }
@@ -127,7 +135,7 @@ IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Colu
     if (cluster.shares) {
         arch::cluster_arrive();
         arch::cluster_wait();
-        if (thread < 2 * kTile) norm += buffers->norm_inbox[thread];
+        if (Math::kNorms && thread < 2 * kTile) norm += buffers->norm_inbox[thread];
     }
     if (thread < 2 * kTile) sink.norms(thread, norm);
     arch::cta_sync();  // scales are there, and nobody reads the slices any more
@@ -140,6 +148,31 @@ IDSEL_DEVICE void gram_tile(const KernelArgs& args, const Rows& rows, const Colu
             sink.quad(slab, quad_row(at, thread), quad_column(thread), sums[slab][at]);
         }
     }
+}
+
+// The squared norms of 64 rows alone, with the bits that gram_tile() gives them: sink(row, squared norm), by a thread
+// each. Nobody may be using the buffers.
+template <class Math, class Rows, class Sink>
+IDSEL_DEVICE void norm_tile(const KernelArgs& args, const Rows& rows, TileBuffers* buffers, Sink&& sink) {
+    const int groups = groups_of(args.dim);
+    float norm = 0.0f;
+    IDSEL_UNROLL_BY(1)
+    for (int group = 0; group < groups; ++group) {
+        if (group > 0) arch::cta_sync();  // nobody reads what the group before left any more
+        Math math;
+        const int of_group = group * kSlices + warp_slice(arch::thread());
+        mainloop(math, rows, rows, slice_range(args.dim, of_group, groups), args.dim, args.wide_rows != 0,
+                 reinterpret_cast<Word4*>(buffers->parts[0]));
+        const int thread = arch::thread_again();
+        math.store_norms(buffers->norm_parts[warp_slice(thread)] + warp_half(thread) * 32, nullptr, thread);
+        arch::cta_sync();
+        if (thread < kTile) {
+            const float sum = sum_norms(buffers, thread);
+            norm = group == 0 ? sum : norm + sum;
+        }
+    }
+    const int thread = arch::thread_again();
+    if (thread < kTile) sink(thread, norm);
 }
 
 }  // namespace idsel::cuda

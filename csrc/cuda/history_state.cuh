@@ -21,8 +21,12 @@ class HistoryState {
             tokens.state(i) = has_direction ? rule_.start(rule_.quality(tokens.importance(i))) : 0.0f;
             tokens.key(i) = order_key(tokens.state(i));
         });
-        const Best mine = best(context, tokens);
-        const uint32_t largest = key_of(cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token));
+    }
+
+    static constexpr bool kNeedsBest = true;
+    static constexpr bool kHasHistory = true;
+    template <class Tokens>
+    IDSEL_DEVICE void rank(Tokens& tokens, uint32_t largest) {
         rank_floor_ = rule_.rank_floor(largest == 0 ? 0.0f : value_of(largest));
         tokens.for_each([&](int i, int) {
             if (tokens.competes(i)) tokens.key(i) = order_key(rule_.priority(tokens.state(i), rank_floor_));
@@ -42,22 +46,39 @@ class HistoryState {
         const auto weights = tokens.load(row);
         const float quality = rule_.quality(clamp_importance(importance_of(context.args, context.sample, pick)));
         const int step = picks - 1;
-        float* mine = history_ + static_cast<int64_t>(step) * pitch_;
-        tokens.for_overlaps(history_, pitch_, step, pick, [&](int i, int j, float overlap) {
+        tokens.extend_history(history_, pitch_, step, pick, [&](int i, int, float overlap) {
             // Without a branch, so that the root of `score` is formed once for all tokens of a thread.
             const float e = rule_.component(quality, weights.v[i], rule_.quality(tokens.importance(i)), overlap, score);
             const float left = rule_.absorb(tokens.state(i), e);
-            if (j < context.n()) mine[j] = e;  // of a token that competes no more, nobody asks for it
             // Without a priority the picks span it, and for good.
             const bool has_priority = tokens.key(i) != 0 && tokens.competes(i);
             tokens.state(i) = has_priority ? left : tokens.state(i);
             tokens.key(i) = has_priority ? order_key(rule_.priority(left, rank_floor_)) : 0u;
+            return e;  // of a token that competes no more, nobody asks for it
         });
     }
 
-    IDSEL_DEVICE bool needs_nearest() const { return false; }
+    // What it carries from phase to phase.
     IDSEL_DEVICE float kept() const { return rank_floor_; }
     IDSEL_DEVICE void restore(float kept) { rank_floor_ = kept; }
+
+    // What two tokens have in common along so many picks, in the order in which absorb() adds it up.
+    IDSEL_DEVICE float overlap(int picks, int i, int j) const {
+        float overlap = 0.0f;
+        IDSEL_UNROLL_BY(8)
+        for (int t = 0; t < picks; ++t) {
+            const float* row = history_ + static_cast<int64_t>(t) * pitch_;
+            overlap = fmaf(arch::ld_global_cg(row + i), arch::ld_global_cg(row + j), overlap);
+        }
+        return overlap;
+    }
+
+    IDSEL_DEVICE bool raises(int, float, bool) const { return false; }
+    template <class Tokens>
+    IDSEL_DEVICE bool rises(const Tokens&, int, uint32_t) const {
+        return false;
+    }
+    IDSEL_DEVICE bool needs_nearest() const { return false; }
 
   private:
     DPP rule_;

@@ -1,4 +1,4 @@
-// The kernels, compiled in a file for each rule, or type, under inst/.
+// The kernels, compiled in a file for each rule under inst/, and in one for panels, of all rules.
 #pragma once
 
 #include "cuda/kernel_args.h"
@@ -9,7 +9,7 @@ using Kernel = void (*)(KernelArgs);
 
 template <class Rule>
 Kernel gram_kernel_of();
-template <class T>
+template <class Rules>
 Kernel panel_kernel_of();
 
 }  // namespace idsel::cuda
@@ -21,10 +21,10 @@ Kernel panel_kernel_of();
         return gram_kernel<Rule>;   \
     }                               \
     }
-#define IDSEL_PANEL_KERNEL(T)     \
-    namespace idsel::cuda {       \
-    template <>                   \
-    Kernel panel_kernel_of<T>() { \
-        return panel_kernel<T>;   \
-    }                             \
+#define IDSEL_PANEL_KERNEL(Rules)     \
+    namespace idsel::cuda {           \
+    template <>                       \
+    Kernel panel_kernel_of<Rules>() { \
+        return panel_kernel<Rules>;   \
+    }                                 \
     }

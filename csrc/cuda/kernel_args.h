@@ -37,47 +37,49 @@ constexpr int64_t kMaxRegisterTokens = int64_t{kMaxTokensPerThread} * kCtaThread
 // Per token of a longer sample: six numbers and a byte, in the workspace.
 constexpr int kTokenNumbers = 6;
 
-// CTAs of a launch that works on panels, shared out among its samples: about as many as a GPU runs at once.
-constexpr int64_t kGroupCtas = 256;
+// A CTA group works on one sample: at most so many CTAs.
+constexpr int64_t kMaxGroup = 256;
 
-// All tiles, looked at for the nearest other tokens, are at most so many work tiles: enough to even out.
-constexpr int64_t kNearestWorkTiles = 4 * kGroupCtas;
+// How many of its best tokens each CTA of a group offers for a panel, of so many CTAs; and one more, which bounds what
+// it has not offered. All together offer twice what a panel takes, but no CTA fewer than two.
+IDSEL_HD int offers_of(int ctas) {
+    const int share = (2 * kPanelRows + ctas - 1) / ctas, most = share < kPanelRows ? share : kPanelRows;
+    return most > 2 ? most : 2;
+}
+constexpr int64_t kMaxOffers = 3 * kMaxGroup;
+static_assert(6 * kPanelRows <= kMaxOffers);  // what fewer than 2 * kPanelRows CTAs offer, with their bounds
+
+// Coverage on panels: how many gains are formed at once.
+constexpr int kGainsAtOnce = kRun;
+// By turns two of so many rows of sums over kRun tokens each: two numbers a token, and what rounding takes.
+constexpr int64_t kSumsSlack = 2 * kGainsAtOnce * 4;
 
 constexpr int64_t kMaxTokens = (int64_t{1} << 28) - 1;
 constexpr int64_t kMaxDim = (int64_t{1} << 30) - 1;
 
 constexpr int kRuleBytes = 32;
 
-// Counters of a launch, then those of each sample: two that hold the word of its phases, arrivals, departures.
+// Counters of a launch, then those of each sample: of its CTA group's barrier, arrivals, departures.
 constexpr int kCounterTicket = 0;
 constexpr int kCounterLaunchDepartures = 1;
 constexpr int kLaunchCounters = 4;
-constexpr int kCounterWord = 0;
+constexpr int kCounterBarrier = 0;
 constexpr int kCounterArrivals = 2;
 constexpr int kCounterDepartures = 3;
 constexpr int64_t kCountersPerSample = 4;
 
-// What the CTAs of a sample do together where it is worked on in panels. Every sample begins with kFirst.
-enum class Phase : uint32_t {
-    kFirst,    // norms
-    kPanel,    // similarities of the tokens of a panel with all
-    kNearest,  // MaxMin: how near each token's nearest other token is
-    kEnd,      // no more
+// A token for a panel, as its owner knows it.
+struct alignas(16) Offer {
+    uint64_t rank;  // key and token; 0: none
+    float state;
+    float importance;
 };
 
-// How far the picks of a sample have come: what a CTA needs to go on where another stopped.
-struct Progress {
-    Phase phase;    // that had to be done first
-    int32_t picks;  // so many have been made
-    int32_t pick;   // the last of them, which the others have yet to absorb,
-    float score;    // and its score
-    float kept;     // what the rule state carries on
-};
-
-// What the CTAs of a sample tell one another.
-struct GroupState {
-    Progress progress;
-    int32_t panel[kPanelRows];  // tokens whose rows are in the panel; -1: none
+// What the CTAs of a group tell one another, in the workspace.
+struct alignas(16) GroupState {
+    Offer offers[2][kMaxOffers];              // by turns: some may read the last ones while others write the next
+    float among[kPanelRows * kPanelRows];     // weights of the panel's tokens with one another
+    float overlaps[kPanelRows * kPanelRows];  // DPP: sums over the picks before the panel
 };
 
 constexpr IDSEL_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -122,6 +124,8 @@ struct PickArgs {
     Tier* tier;      // (rows,), likewise
     float* history;  // (rows, history_depth)
     GroupState* group_states;  // (samples,), where samples are worked on in panels
+    float* sums;               // Coverage on panels: see sums_of() in coverage_panels.cuh
+    int32_t shared_tokens;     // of a CTA of a group whose numbers fit shared memory
     int64_t rows;
     int64_t gram_width;
     int64_t run_depth;
@@ -129,6 +133,7 @@ struct PickArgs {
     int64_t shared_history;  // numbers of the history that fit shared memory
 
     unsigned long long* similarities_read;  // (batch,) or null
+    unsigned long long* panels_made;        // (batch, 2) or null
 };
 
 struct KernelArgs : PickArgs {
@@ -150,7 +155,7 @@ struct KernelArgs : PickArgs {
     // How tiles are shared out.
     int32_t cluster;     // CTAs that share a work tile, one for each group of D; 1: every CTA has work tiles of its own
     int32_t persistent;  // a CTA takes one work tile after another
-    int32_t group;       // CTAs of each sample, where it is worked on in panels
+    int32_t group;       // the most CTAs of a sample that is worked on in panels
 
     int32_t* counters;
 };

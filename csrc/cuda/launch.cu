@@ -28,13 +28,11 @@ Kernel gram_kernel_of<Coverage>();
 template <>
 Kernel gram_kernel_of<TopK>();
 template <>
-Kernel panel_kernel_of<float>();
-template <>
-Kernel panel_kernel_of<Half>();
-template <>
-Kernel panel_kernel_of<BFloat16>();
+Kernel panel_kernel_of<AllRules>();
 
 namespace {
+
+constexpr int kKnownDevices = 64;
 
 template <class... R>
 Kernel gram_kernel_by_id(int32_t id, RuleList<R...>) {
@@ -43,27 +41,37 @@ Kernel gram_kernel_by_id(int32_t id, RuleList<R...>) {
     return kernel;
 }
 
-Kernel panel_kernel_by_dtype(int32_t dtype) {
-    switch (dtype) {
-        case IDSEL_FLOAT32:
-            return panel_kernel_of<float>();
-        case IDSEL_FLOAT16:
-            return panel_kernel_of<Half>();
-        default:
-            return panel_kernel_of<BFloat16>();
+struct Launch {
+    Kernel kernel;
+    arch::Launch how;
+};
+
+struct KnownDevice : arch::Device {
+    int index;  // -1: not remembered
+
+    // How many CTAs of such a launch of panel_kernel run at the same time; asked once.
+    int64_t resident(const Launch& launch) const {
+        static std::atomic<int64_t> known[kKnownDevices][kMaxGroups];
+        if (index < 0) return arch::resident(launch.kernel, launch.how, multiprocessors);
+        std::atomic<int64_t>& count = known[index][launch.how.cluster - 1];
+        // One more than the count, so that 0 stands for "not asked".
+        if (count.load(std::memory_order_relaxed) == 0) {
+            count.store(arch::resident(launch.kernel, launch.how, multiprocessors) + 1, std::memory_order_relaxed);
+        }
+        return count.load(std::memory_order_relaxed) - 1;
     }
-}
+};
 
 // The current device, looked at once.
-const char* current_device(arch::Device* to) {
-    constexpr int kKnown = 64;
-    static arch::Device devices[kKnown];
-    static std::atomic<bool> known[kKnown];
+const char* current_device(KnownDevice* to) {
+    static arch::Device devices[kKnownDevices];
+    static std::atomic<bool> known[kKnownDevices];
     int index = 0;
     if (const char* error = arch::current_device(&index)) return error;
-    const bool remembers = index >= 0 && index < kKnown;
+    const bool remembers = index >= 0 && index < kKnownDevices;
+    to->index = remembers ? index : -1;
     if (remembers && known[index].load(std::memory_order_acquire)) {
-        *to = devices[index];
+        static_cast<arch::Device&>(*to) = devices[index];
         return nullptr;
     }
     if (const char* error = arch::device_of(gram_kernel_of<TopK>(), to)) return error;
@@ -110,17 +118,12 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) { std::memcpy(to.rule, &rule, sizeof rule); });
     to.counters = static_cast<int32_t*>(args.counters);
     to.similarities_read = reinterpret_cast<unsigned long long*>(args.similarities_read);
+    to.panels_made = reinterpret_cast<unsigned long long*>(args.panels_made);
     return to;
 }
 
 static_assert((kLaunchCounters + kMaxSamples * kCountersPerSample) * 4 == IDSEL_COUNTERS_BYTES);
 static_assert(sizeof(KernelArgs) <= 4096);
-static_assert(kMaxSamples <= kGroupCtas);  // so no launch that works on panels has more CTAs than kGroupCtas
-
-struct Launch {
-    Kernel kernel;
-    arch::Launch how;
-};
 
 // A launch of the samples whose Gram is kept. How tiles are shared out changes no bit.
 Launch gram_launch(const idsel_args& args, const Plan& plan, const arch::Device& device, KernelArgs& to) {
@@ -140,20 +143,44 @@ Launch gram_launch(const idsel_args& args, const Plan& plan, const arch::Device&
         if (wanted <= room || plan.ragged) to.shared_history = smaller(wanted, room);
         shared_bytes = larger(shared_bytes, kHistoryOffset + to.shared_history * 4);
     }
-    const arch::Launch how{grid, kCtaThreads, static_cast<int>(shared_bytes), to.cluster, args.stream};
+    const arch::Launch how{grid, kCtaThreads, static_cast<int>(shared_bytes), to.cluster, false, args.stream};
     return {gram_kernel_by_id(args.rule, AllRules{}), how};
 }
 
-Launch panel_launch(const idsel_args& args, const Plan& plan, KernelArgs& to) {
-    to.cluster = 1;
-    to.group = static_cast<int32_t>(plan.group(to.samples));
-    const int64_t grid = int64_t{to.samples} * to.group;
-    return {panel_kernel_by_dtype(args.dtype), {grid, kCtaThreads, kPanelSharedBytes, 1, args.stream}};
+// A launch of the samples that are worked on in panels: cooperative, with as many CTAs as help and run at the same
+// time.
+Launch panel_launch(const idsel_args& args, const Plan& plan, const KnownDevice& device, KernelArgs& to) {
+    const int64_t room = (device.shared_bytes - kPanelSharedBytes) / kTokenBytes;
+    to.shared_tokens = static_cast<int32_t>(larger(0, smaller(room, kMostSharedTokens)) / kRun * kRun);
+    to.cluster = device.clusters && groups_of(to.dim) == kMaxGroups ? kMaxGroups : 1;
+    const int shared_bytes = kPanelSharedBytes + to.shared_tokens * kTokenBytes;
+    Launch launch{panel_kernel_of<AllRules>(), {to.cluster, kCtaThreads, shared_bytes, to.cluster, true, args.stream}};
+    const int64_t resident = device.resident(launch);
+    // The panel's tokens with one another are a tile too.
+    to.group = static_cast<int32_t>(smaller(kMaxGroup, (plan.most_tiles + 1) * to.cluster));
+    launch.how.grid = smaller(resident, int64_t{to.samples} * to.group) / to.cluster * to.cluster;
+    return launch;
 }
 
 idsel_status enqueue(const Launch& launch, const KernelArgs& args) {
     const char* error = arch::launch(launch.kernel, launch.how, args);
     return error == nullptr ? IDSEL_OK : fail(IDSEL_DEVICE_ERROR, "launching the kernel failed: %s", error);
+}
+
+// A device may have less room than it says, such as a part of it that others use too: then with fewer CTAs. In the end
+// each sample has one, which waits for nobody.
+idsel_status enqueue_panels(Launch launch, KernelArgs args) {
+    bool too_large = true;
+    for (; too_large && launch.how.grid > 0; launch.how.grid = launch.how.grid / 2 / args.cluster * args.cluster) {
+        const char* error = arch::launch(launch.kernel, launch.how, args, &too_large);
+        if (error == nullptr) return IDSEL_OK;
+        if (!too_large) return fail(IDSEL_DEVICE_ERROR, "launching the kernel failed: %s", error);
+    }
+    args.group = args.cluster = 1;
+    launch.how.grid = args.samples;
+    launch.how.cluster = 1;
+    launch.how.cooperative = false;
+    return enqueue(launch, args);
 }
 
 idsel_status check_limits(const idsel_args& args, const Plan& plan) {
@@ -167,17 +194,20 @@ idsel_status check_limits(const idsel_args& args, const Plan& plan) {
         return fail(IDSEL_UNSUPPORTED, "at most %lld features of a token, got %lld", static_cast<long long>(kMaxDim),
                     static_cast<long long>(args.dim));
     }
-    if (plan.keeps_gram || plan.rule.state != State::kCoverage) return IDSEL_OK;
-    return fail(IDSEL_UNSUPPORTED, "its rule needs all similarities: those of %lld tokens%s exceed %lld MiB", tokens,
-                whose, static_cast<long long>(gram_budget_of(args) >> 20));
+    return IDSEL_OK;
 }
 
 // What the dot products of a sample cost, with so many panels.
 double flops_of(const idsel_args& args, const Plan& plan, int64_t panels) {
     const auto side = static_cast<double>(ceil_div(plan.tokens, kTile));
     const double all = side * (side + 1) / 2;
-    double tiles = plan.keeps_gram ? all : (1 + static_cast<double>(panels)) * side + (plan.rule.needs_runs ? all : 0);
-    if (!plan.rule.needs_similarities) tiles = side;
+    double tiles = all;
+    if (!plan.rule.needs_similarities) {
+        tiles = side;
+    } else if (!plan.keeps_gram) {
+        tiles = static_cast<double>(panels) * (side + 1);  // the panel's tokens with one another are a tile too
+        if (plan.rule.needs_runs) tiles += plan.rule.state == State::kCoverage ? side * side : all;
+    }
     return plan.ragged ? 0
                        : tiles * 2 * kTile * kTile * static_cast<double>(args.dim) * static_cast<double>(args.batch);
 }
@@ -194,9 +224,11 @@ idsel_status plan(const idsel_args& args, idsel_plan* to) {
     to->launches = ceil_div(args.batch, plan.samples) * (plan.keeps_short ? 2 : 1);
     to->workspace_bytes = plan.lay_out(nullptr, unused);
     if (!plan.keeps_gram) {
-        // The last pick needs no row.
-        to->most_panels = larger(0, smaller(args.k_max, args.tokens) - 1);
-        to->least_panels = ceil_div(to->most_panels, kPanelRows);
+        // The last pick needs no row, except for a gain. A panel may have gains of which none wins.
+        const int64_t picks = smaller(args.k_max, args.tokens);
+        const bool gains = plan.rule.state == State::kCoverage;
+        to->least_panels = ceil_div(gains ? picks : larger(0, picks - 1), kPanelRows);
+        to->most_panels = gains ? picks * args.tokens : larger(0, picks - 1);
     }
     to->least_flops = flops_of(args, plan, to->least_panels);
     to->most_flops = flops_of(args, plan, to->most_panels);
@@ -219,7 +251,7 @@ idsel_status select(const idsel_args& args) {
         return fail(IDSEL_INVALID, "workspace must have %lld bytes, got %lld", static_cast<long long>(bytes),
                     static_cast<long long>(args.workspace_bytes));
     }
-    arch::Device device{};
+    KnownDevice device{};
     if (const char* error = current_device(&device)) return fail(IDSEL_DEVICE_ERROR, "no device: %s", error);
     for (int64_t first = 0; first < args.batch; first += plan.samples) {
         to.first_sample = first;
@@ -235,8 +267,8 @@ idsel_status select(const idsel_args& args) {
             if (const idsel_status status = enqueue(launch, to)) return status;
         }
         if (!plan.keeps_gram) {
-            const Launch launch = panel_launch(args, plan, to);
-            if (const idsel_status status = enqueue(launch, to)) return status;
+            const Launch launch = panel_launch(args, plan, device, to);
+            if (const idsel_status status = enqueue_panels(launch, to)) return status;
         }
     }
     return IDSEL_OK;

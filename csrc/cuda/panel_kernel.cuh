@@ -1,138 +1,135 @@
-// The whole selection as one launch, of samples whose Gram is too large to keep.
+// The whole selection as one launch, of samples whose Gram is not kept.
 #pragma once
 
-#include "cuda/cta_group.cuh"
+#include "cuda/coverage_panels.cuh"
 #include "cuda/history_state.cuh"
-#include "cuda/panel.cuh"
-#include "cuda/pick_loop.cuh"
+#include "cuda/panel_loop.cuh"
 #include "cuda/row_state.cuh"
+#include "idsel/select.h"
 
 namespace idsel::cuda {
 
-struct PanelState {
-    TileBuffers tile;  // the offers of the loop
+struct PanelShared {
+    union alignas(16) {
+        PhaseBuffers phase;
+        PanelWeights weights;
+    };
+    KernelArgs args;
     GroupBuffers group;
-    int32_t list[kPanelRows];
+    Panel panel;
+    Progress progress;
 };
-static_assert(sizeof(TileBuffers) >= kOffers * kCtaThreads * 8);
-constexpr int kPanelSharedBytes = static_cast<int>(sizeof(PanelState));
+constexpr int kPanelSharedBytes = static_cast<int>(round_up(sizeof(PanelShared), 16));
+// Behind it the numbers of the CTA's own tokens, where they fit; more of them would be at the cost of the L1 cache.
+constexpr int kTokenBytes = kTokenNumbers * 4 + 1;
+constexpr int kMostSharedTokens = 1024;
 
-IDSEL_DEVICE PanelState& panel_state() { return *reinterpret_cast<PanelState*>(arch::shared_memory()); }
+IDSEL_DEVICE PanelShared& panel_shared() { return *reinterpret_cast<PanelShared*>(arch::shared_memory()); }
 
-// A phase is for all CTAs of the sample; the loop goes on in the last of them to arrive.
-struct PanelRows {
-    CtaGroup& group;
-    uint64_t* offers;
-    int row_of_pick = 0;  // where choose_panel() puts it
-
-    IDSEL_DEVICE Progress progress(const Context& context) const {
-        if (group.tile().phase == Phase::kFirst) return {Phase::kFirst, 0, 0, 0.0f, 0.0f};
-        return group_state(context.args, context.sample).progress;
-    }
-
-    template <class Rule>
-    IDSEL_DEVICE bool ready(Context& context, MemoryTokens& tokens, const Rule& rule, Progress now) {
-        GroupState& state = group_state(context.args, context.sample);
-        const int64_t side = ceil_div(context.n(), kTile);
-        int64_t tiles = side;
-        if (now.picks == 0) {
-            if (!rule.needs_nearest()) return true;
-            tokens.for_each([&](int, int j) { tokens.nearest()[j] = order_of(-INFINITY); });
-            now.phase = Phase::kNearest;
-            tiles = smaller(side * (side + 1) / 2, kNearestWorkTiles);
-        } else {
-            if (group.tile().phase == Phase::kPanel) {
-                row_of_pick = panel_row(state, now.pick);
-                if (row_of_pick >= 0) return true;
-            }
-            choose_panel(context, tokens, now.pick, offers);
-            now.phase = Phase::kPanel;
-        }
-        if (arch::thread() == 0) state.progress = now;
-        group.publish(now.phase, larger(1, tiles));
-        return false;
-    }
-
-    IDSEL_DEVICE Row row(const Context& context, const Progress&) const {
-        return {panel_of(context.args, context.sample) + row_of_pick * panel_pitch(context.sample), 0};
-    }
-    IDSEL_DEVICE float nearest(const Context&, const MemoryTokens& tokens, int j) const {
-        return value_of(tokens.nearest()[j]);
-    }
-    IDSEL_DEVICE void end(const Context&) const { group.publish(Phase::kEnd, 0); }
-};
-
-// The tiles of a phase: every so-many-th of all, where there are more than work tiles.
-template <class T>
-IDSEL_DEVICE void do_phase_tiles(const KernelArgs& args, GroupBuffers* of_group, const CtaGroup& group,
-                                 TileBuffers* buffers, int32_t* list) {
-    const Sample& sample = of_group->sample;
-    const Phase phase = group.tile().phase;
-    const int64_t tiles = tiles_of(sample.n, phase != Phase::kNearest);
-    for (int64_t tile = group.tile().index; tile < tiles; tile += group.tile().count) {
-        const int thread = arch::thread();
-        const TileIndex index = tile_index(sample.n, tile, phase != Phase::kNearest);
-        if (thread == 0) of_group->index = index;
-        if (thread < kPanelRows) {
-            const int row = index.row * kTile + thread;
-            list[thread] = phase == Phase::kPanel ? group_state(args, sample).panel[thread] : row < sample.n ? row : -1;
-        }
-        arch::cta_sync();
-        phase_tile<T>(args, sample, phase, of_group->index, list, buffers);
-        arch::cta_sync();  // before the next one's buffers
-    }
+// A range of the sample for each CTA of a group, of whole runs.
+IDSEL_DEVICE MemoryTokens::Home home_of_own(const KernelArgs& args, const CtaGroup& group) {
+    const int n = group.sample().n;
+    const int64_t each = round_up(ceil_div(n, group.ctas()), kRun);
+    const auto first = static_cast<int>(smaller(n, each * group.rank()));
+    const auto count = static_cast<int>(smaller(each, n - first));
+    if (count > args.shared_tokens) return MemoryTokens::in_workspace(args, group.sample(), first, count);
+    auto* numbers = reinterpret_cast<float*>(arch::shared_memory() + kPanelSharedBytes);
+    const int64_t stride = args.shared_tokens;
+    return {numbers, stride, reinterpret_cast<Tier*>(numbers + kTokenNumbers * stride), first, count};
 }
 
-// A call, as those of gram_kernel.
+// What a rule does after a phase; returns the next one.
 template <class Rule>
-IDSEL_DEVICE_CALL void pick_on_panels(int k) {
-    PanelState& state = panel_state();
-    Context context(state.group.pick_args, state.group.sample, k, &state.group.reduce, nullptr);
-    MemoryTokens tokens(context.args, context.sample);
-    CtaGroup group(&state.group);
-    const PanelRows rows{group, reinterpret_cast<uint64_t*>(&state.tile)};
-    if constexpr (Rule::kState == State::kToken) {
-        pick_loop(context, tokens, RowState<Rule>(context), rows);
+IDSEL_DEVICE Phase after_phase(GroupContext& context, OwnTokens& tokens, Phase done) {
+    const PickArgs& args = context.pick.args;
+    if constexpr (Rule::kState == State::kCoverage) {
+        CoveragePanels coverage(context, tokens);
+        if (done == Phase::kNorms) return Phase::kGains;
+        if (done == Phase::kGains) coverage.start();
+        return coverage.pick(done == Phase::kPanel) ? Phase::kEnd : Phase::kPanel;
+    } else if constexpr (Rule::kState == State::kHistory) {
+        HistoryState rule(context.pick, args.history + context.pick.sample.row * args.history_depth);
+        if (done == Phase::kNorms) start_on_panels(context, tokens, rule);
+        rule.restore(context.now.kept);
+        const bool ended = pick_on_panels(context, tokens, rule, done == Phase::kPanel);
+        context.now.kept = rule.kept();
+        return ended ? Phase::kEnd : Phase::kPanel;
     } else {
-        float* history = context.args.history + context.sample.row * context.args.history_depth;
-        pick_loop(context, tokens, HistoryState(context, history), rows);
+        RowState<Rule> rule(context.pick);
+        if (done == Phase::kNorms && rule.needs_nearest()) return Phase::kNearest;
+        if (done != Phase::kPanel) start_on_panels(context, tokens, rule);
+        return pick_on_panels(context, tokens, rule, done == Phase::kPanel) ? Phase::kEnd : Phase::kPanel;
     }
 }
+
+// The loop over picks, as far as it comes after a phase; returns the next one. A call, so that its registers and the
+// tiles' do not add up.
+template <class Rule>
+IDSEL_DEVICE_CALL Phase go_on(Phase done) {
+    PanelShared& shared = panel_shared();
+    const CtaGroup group(&shared.group);
+    const Context pick(shared.args, group.sample(), count_of(shared.args, group.sample()), &shared.group.reduce,
+                       nullptr);
+    GroupContext context{pick, group, &shared.panel, &shared.weights, {}};
+    OwnTokens tokens(home_of_own(shared.args, group), context);
+    context.group.sync();
+    if (done != Phase::kNorms) {
+        context.now = shared.progress;
+    } else {
+        tokens.read(context.pick);
+        if (arch::thread() < kPanelRows) shared.panel.token[arch::thread()] = -1, shared.panel.key[arch::thread()] = 0;
+    }
+    const Phase next = after_phase<Rule>(context, tokens, done);
+    if (next != Phase::kEnd) {
+        if (arch::thread() == 0) shared.progress = context.now;  // all have read the last one, and sync before the next
+        return next;
+    }
+    count_work(context, 0, context.now.rounds);
+    take_rest(context, tokens);
+    tokens.flush(context.pick, context.now.picks, context.now.below);
+    if (context.group.rank() == 0) write_padding(context.pick, context.now.picks);
+    return next;
+}
+
 template <class... R>
-IDSEL_DEVICE void pick_by_id(int32_t id, int k, RuleList<R...>) {
-    const auto pick_if = [&](auto rule) {
+IDSEL_DEVICE Phase go_on_by_id(int32_t id, Phase done, RuleList<R...>) {
+    Phase next = Phase::kEnd;
+    const auto go_on_if = [&](auto rule) {
         using Rule = decltype(rule);
-        if constexpr (Rule::kState != State::kCoverage && Rule::kNeedsSimilarities) {
-            if (Rule::kId == id) pick_on_panels<Rule>(k);
+        if constexpr (Rule::kNeedsSimilarities) {
+            if (Rule::kId == id) next = go_on<Rule>(done);
         }
     };
-    (pick_if(R{}), ...);
+    (go_on_if(R{}), ...);
+    return next;
 }
 
-// Every sample has `group` CTAs, which take work tiles of its phases: tiles of 64 columns of a panel, of
-// norms, or of the nearest other tokens. What a work tile is depends on N only, and what it writes on nothing but
-// itself, so neither the size of a group nor who does what changes a bit. Tokens are in the workspace, because the loop
-// goes on in another CTA after each phase. Samples of which the workspace has the whole Gram are left to gram_kernel.
-// Shared memory: kPanelSharedBytes. Synchronises as gram_kernel. Reads, per panel: features once, and kPanelRows rows
-// of them for each column tile. Flops: 3 * kPanelRows * N * D each, a third of them for norms.
-template <class T>
+// The CTAs of the launch are shared out among the samples whose Gram is not kept; a group of them owns the tokens of a
+// sample. Others are left to gram_kernel.
+// Shared memory: kPanelSharedBytes, 60 KiB, and kTokenBytes for each of up to kMostSharedTokens tokens of the CTA.
+// Synchronises the group once per round, and once per panel; Coverage once more for kGainsAtOnce gains.
+// Reads: features once for norms; per panel once, and kPanelRows rows of them for each 64 tokens. Flops: 2 * kPanelRows
+// * N * D per panel; for the first priorities of MaxMin N * N * D, of Coverage twice that.
+template <class Rules>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) panel_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {
-    PanelState& state = panel_state();
-    if (arch::thread() == 0) {
-        state.group.pick_args = args;
-        state.group.sample = sample_of(args, static_cast<int32_t>(arch::block() / args.group));
-        state.group.counters = state.group.sample.counter(args, 0);
-        state.group.ctas = args.group;
+    PanelShared& shared = panel_shared();
+    if (arch::thread() == 0) shared.args = args;
+    CtaGroup group(&shared.group);
+    if (!group.join(args)) return;
+    for (int number = group.first(); group.turn_to(args, number); number += group.step()) {
+        const PhaseCall call{&args, &shared.group, &shared.phase, shared.panel.token};
+        for (Phase phase = Phase::kNorms; phase != Phase::kEnd;) {
+            if (args.dtype == IDSEL_BFLOAT16) {
+                do_phase<BFloat16>(call, phase);
+            } else if (args.dtype == IDSEL_FLOAT16) {
+                do_phase<Half>(call, phase);
+            } else {
+                do_phase<float>(call, phase);
+            }
+            phase = go_on_by_id(args.rule_id, phase, Rules{});
+        }
+        group.leave();
     }
-    arch::cta_sync();
-    const Sample& sample = state.group.sample;
-    if (sample.whole) return;
-    CtaGroup group(&state.group);
-    while (group.take()) {
-        do_phase_tiles<T>(args, &state.group, group, &state.tile, state.list);
-        if (group.arrive()) pick_by_id(args.rule_id, count_of(args, sample), AllRules{});
-    }
-    group.leave();
 }
 
 }  // namespace idsel::cuda

@@ -3,23 +3,14 @@
 // clang-format off
 // contract: rule state: cuda/row_state.cuh cuda/history_state.cuh cuda/coverage_state.cuh
 // A rule together with what its loop carries besides the tokens.
-//   void start(context, tokens, nearest)   the priorities before the first pick
+//   void start(context, tokens, nearest)   the priorities before the first pick; `nearest(j)` is the largest similarity
+//                                          of token j to another
+//   bool kNeedsBest                        whether these depend on the best of them all, so that what follows is asked
+//   void rank(tokens, best)                once it is known, as a key
 //   Best best(context, tokens)             the best of this thread's tokens; the CTA's best is then the next pick
 //   void after_first(tokens, score)        once the first pick is known, before it is absorbed
 //   bool changes(picks, score)             whether the latest pick changes priorities, so that its row is needed
 //   void absorb(context, tokens, row, picks, pick, score)  the latest of so many picks, and its weights for all tokens
-//   bool needs_nearest()                   whether its start asks for the nearest other token of each
-//   float kept()                           what it carries from CTA to CTA
-//   void restore(kept)                     sets that again
-//
-// contract: rows: cuda/pick_loop.cuh cuda/panel_kernel.cuh
-// Where the weights of a pick come from.
-//   Progress progress(context)             where the loop goes on
-//   bool ready(context, tokens, rule, progress)  whether what comes next can be done here; false: the loop goes on in
-//                                          another CTA, once the phase that was published is over
-//   Row row(context, progress)             of the last pick
-//   float nearest(context, tokens, j)      the largest similarity of token j to another, for start()
-//   void end(context)                      after the last pick
 // clang-format on
 #pragma once
 
@@ -27,9 +18,15 @@
 
 namespace idsel::cuda {
 
+// How many picks have been made, the last of them, and its score.
+struct LastPick {
+    int picks, pick;
+    float score;
+};
+
 // Makes the next pick. False where no token has a priority any more.
 template <class Tokens, class Rule>
-IDSEL_DEVICE bool choose(Context& context, Tokens& tokens, Rule& rule, Progress& now) {
+IDSEL_DEVICE bool choose(Context& context, Tokens& tokens, Rule& rule, LastPick& now) {
     const Best mine = rule.best(context, tokens);
     const uint64_t best = cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token);
     if (key_of(best) == 0) return false;
@@ -64,55 +61,33 @@ IDSEL_DEVICE void report_rows(const Context& context) {
     arch::red_add(context.args.similarities_read + context.sample.index, read);
 }
 
-template <class Tokens, class Rule, class Rows>
-IDSEL_DEVICE void pick_loop(Context& context, Tokens& tokens, Rule rule, Rows rows) {
+template <class Tokens, class Rule>
+IDSEL_DEVICE void pick_loop(Context& context, Tokens& tokens, Rule rule) {
     const int wanted = context.wanted;
-    Progress now = rows.progress(context);
-    bool more = true;
-    if (now.picks == 0) {
-        if (now.phase == Phase::kFirst) {
-            tokens.read(context);
-            if (!rows.ready(context, tokens, rule, now)) return;
-        }
-        tokens.begin_records(context);
-        rule.start(context, tokens, [&](int j) { return rows.nearest(context, tokens, j); });
-        more = wanted > 0 && choose(context, tokens, rule, now);
-        if (more) rule.after_first(tokens, now.score);
-    } else {
-        rule.restore(now.kept);
+    LastPick now{0, 0, 0.0f};
+    tokens.read(context);
+    tokens.begin_records(context);
+    rule.start(context, tokens,
+               [&](int j) { return join_runs(context, j, -INFINITY, [](float a, float b) { return fmaxf(a, b); }); });
+    if constexpr (Rule::kNeedsBest) {
+        const Best mine = rule.best(context, tokens);
+        rule.rank(tokens, key_of(cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token)));
     }
-    while (more) {
-        if (now.picks >= wanted) break;
+    bool more = wanted > 0 && choose(context, tokens, rule, now);
+    if (more) rule.after_first(tokens, now.score);
+    while (more && now.picks < wanted) {
         if (rule.changes(now.picks, now.score)) {
-            now.kept = rule.kept();
-            if (!rows.ready(context, tokens, rule, now)) return;
-            rule.absorb(context, tokens, rows.row(context, now), now.picks, now.pick, now.score);
+            rule.absorb(context, tokens, context.row(now.pick), now.picks, now.pick, now.score);
             context.rows_read += 1;
         } else {
             tokens.for_each([&](int i, int) { tokens.key(i) = tokens.competes(i) ? tokens.key(i) : 0; });
         }
-        if (!choose(context, tokens, rule, now)) break;
+        more = choose(context, tokens, rule, now);
     }
     const int picks = take_rest(context, tokens, now.picks, wanted);
     tokens.flush(context, picks);
     write_padding(context, picks);
     report_rows(context);
-    rows.end(context);
 }
-
-// Of the whole Gram.
-struct GramRows {
-    IDSEL_DEVICE Progress progress(const Context&) const { return {Phase::kFirst, 0, 0, 0.0f, 0.0f}; }
-    template <class Tokens, class Rule>
-    IDSEL_DEVICE bool ready(const Context&, Tokens&, const Rule&, const Progress&) const {
-        return true;
-    }
-    IDSEL_DEVICE Row row(const Context& context, const Progress& now) const { return context.row(now.pick); }
-    template <class Tokens>
-    IDSEL_DEVICE float nearest(const Context& context, const Tokens&, int j) const {
-        return join_runs(context, j, -INFINITY, [](float a, float b) { return fmaxf(a, b); });
-    }
-    IDSEL_DEVICE void end(const Context&) const {}
-};
 
 }  // namespace idsel::cuda

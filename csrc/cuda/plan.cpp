@@ -39,19 +39,44 @@ RuleTraits traits_of(const idsel_args& args) {
     return traits;
 }
 
+namespace {
+
+// What a sample's similarities may take, in numbers.
 int64_t gram_budget_of(const idsel_args& args) {
     constexpr int64_t kMost = int64_t{1} << 34;  // rows of a Gram begin at offsets of 32 bits
-    return args.gram_budget > 0 ? smaller(args.gram_budget, kMost) : IDSEL_GRAM_BUDGET_BYTES;
+    return (args.gram_budget > 0 ? smaller(args.gram_budget, kMost) : IDSEL_GRAM_BUDGET_BYTES) / 4;
 }
 
+// Where the whole Gram pays; docs/cuda_engine.md has the reasons.
+struct GramPays {
+    int64_t batch_up_to;  // tokens of a sample
+    int64_t alone_up_to;  // likewise, where a launch has fewer tokens than
+    int64_t few;
+    int64_t ever_up_to;  // likewise, with many picks, or a rule that looks at all pairs
+    int64_t many_picks;  // from this part of the tokens on
+};
+constexpr GramPays kGramPays = {1024, 2048, 16384, kMaxRegisterTokens, 16};
+
+bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
+    if (args.gram_budget > 0) return true;
+    const int64_t n = args.tokens;
+    const bool few = larger(1, args.batch) * n < kGramPays.few;
+    if (n <= (few ? kGramPays.alone_up_to : kGramPays.batch_up_to)) return true;
+    return n <= kGramPays.ever_up_to && (rule.needs_runs || args.k_max * kGramPays.many_picks > n);
+}
+
+}  // namespace
+
 Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
-    const int64_t budget = gram_budget_of(args) / 4;
+    const int64_t budget = gram_budget_of(args);
+    // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
+    const int64_t most = args.gram_budget > 0 ? tokens : kGramPays.ever_up_to;
+    const bool pays = ragged ? tokens <= most : gram_pays(args, rule);
     // A panel is no smaller than the Gram of as many tokens.
-    keeps_gram = !rule.needs_similarities || tokens <= kPanelRows || tokens <= budget / tokens;
+    keeps_gram = !rule.needs_similarities || tokens <= kPanelRows || (pays && tokens <= budget / tokens);
     keeps_short = !keeps_gram && ragged;
     gram_width = !rule.needs_similarities ? 0 : keeps_gram ? round_up(tokens, 4) : kPanelRows;
-    // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
-    if (keeps_short) gram_width = larger(kPanelRows, budget / tokens / 4 * 4);
+    if (keeps_short) gram_width = larger(kPanelRows, smaller(most, budget / tokens) / 4 * 4);
     history_depth = rule.state == State::kHistory ? smaller(args.k_max, tokens) : 0;
     most_tiles = larger(1, ceil_div(tokens, kTile));
     const int64_t numbers = gram_width + history_depth + run_depth_of(*this) + kTokenNumbers + 1;
@@ -77,6 +102,8 @@ int64_t Plan::lay_out(void* base, KernelArgs& to) const {
     to.tier = layout.take<Tier>(in_memory ? rows : 0);
     to.history = layout.take<float>(rows * history_depth);
     to.group_states = layout.take<GroupState>(keeps_gram ? 0 : samples);
+    const bool sums = !keeps_gram && rule.state == State::kCoverage;
+    to.sums = layout.take<float>(sums ? 2 * rows + samples * kSumsSlack : 0);
     return layout.used();
 }
 

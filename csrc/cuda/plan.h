@@ -17,18 +17,12 @@ struct RuleTraits {
 };
 RuleTraits traits_of(const idsel_args& args);
 
-// What a sample's similarities may take, in bytes.
-int64_t gram_budget_of(const idsel_args& args);
-
 // By sizes and rule alone; what a device changes comes later and takes no more workspace.
 struct Plan {
     explicit Plan(const idsel_args& args);
 
     // Fills in the workspace of `to`, from `base` on; returns its bytes.
     int64_t lay_out(void* base, KernelArgs& to) const;
-
-    // CTAs of each of the samples of a launch that works on panels.
-    int64_t group(int64_t launched) const { return larger(1, smaller(kGroupCtas / launched, most_tiles)); }
 
     bool ragged;
     int64_t tokens;
@@ -37,7 +31,7 @@ struct Plan {
     bool keeps_short;  // of samples of a ragged batch that are short enough
     int64_t gram_width;
     int64_t history_depth;
-    int64_t most_tiles;  // of a sample that is worked on in panels
+    int64_t most_tiles;  // columns of a sample that is worked on in panels
     int64_t samples;     // per launch
     int64_t rows;
 };

@@ -34,20 +34,20 @@ class RowState {
             tokens.key(i) = order_key(tokens.state(i));
         });
         if (Rule::kHasCells) tokens.set_cells(rule_);
-        if (rule_.given_start() < 0) return;
-        // Only that one, or the first that competes where it does not.
+        // Where the given one does not compete, all rank alike: the first that does is picked.
         const long long given = rule_.given_start();
-        uint32_t key = 0;
-        int token = 0;
+        if (given < 0 || given >= context.n()) return;
+        if (!competes(context.args, context.sample, given, context.args.square[context.sample.row + given])) return;
         tokens.for_each([&](int i, int j) {
-            const uint32_t mine = !tokens.competes(i) ? 0 : j == given ? 2 : 1;
-            if (mine > key) key = mine, token = j;
-        });
-        const int first = index_of(cta_best<Tokens::kLaneOrder>(context, key, token));
-        tokens.for_each([&](int i, int j) {
-            if (j != first) tokens.key(i) = 0;
+            if (j != given) tokens.key(i) = 0;
         });
     }
+
+    // Once the best of all is known.
+    static constexpr bool kNeedsBest = false;
+    static constexpr bool kHasHistory = false;
+    template <class Tokens>
+    IDSEL_DEVICE void rank(Tokens&, uint32_t) {}
 
     template <class Tokens>
     IDSEL_DEVICE Best best(Context&, Tokens& tokens) {
@@ -80,9 +80,19 @@ class RowState {
         });
     }
 
+    // Whether the pick of that number may raise priorities of others: for what it is worth, or since it is the first
+    // that counts where `rises`, which is that bringing the state of some token into range raises its priority.
+    IDSEL_DEVICE bool raises(int step, float score, bool rises) const {
+        const bool first_to_count = rule_.visible(step) == step && rule_.visible(step - 1) == 0;
+        return (rises && first_to_count) || rule_.raises(score);
+    }
+    template <class Tokens>
+    IDSEL_DEVICE bool rises(const Tokens& tokens, int slot, uint32_t key) const {
+        const float importance = tokens.importance(slot);
+        return order_key(rule_.priority(rule_.untouched(importance), importance)) > key;
+    }
+
     IDSEL_DEVICE bool needs_nearest() const { return Rule::kMayNeedNearest && rule_.needs_nearest(); }
-    IDSEL_DEVICE float kept() const { return 0.0f; }
-    IDSEL_DEVICE void restore(float) {}
 
   private:
     Rule rule_;

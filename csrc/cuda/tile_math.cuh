@@ -4,12 +4,13 @@
 //
 // clang-format off
 // contract: tile math: cuda/tile_math.cuh
+//   bool kNorms                     whether squared norms are wanted
 //   Operands                        what a lane holds of one step of D
 //   load(operands, from, offsets)   what lies so many bytes behind `from`; aligned to the size of a load
 //   multiply(operands)              adds their products
 //   multiply_checked(rows, columns, k, dim, thread, staging)  the same of the elements from k on of any rows, zeros beyond dim
 //   store_dots(part, slab, thread)  the sums of the rows 16 * slab up to 16 * slab + 15, to (16, 64) numbers
-//   store_norms(rows, columns, thread)  the squared norms of all 32 rows, and of 32 of the columns
+//   store_norms(rows, columns, thread)  the squared norms of all 32 rows, and of 32 of the columns, where there are any
 // clang-format on
 #pragma once
 
@@ -59,6 +60,9 @@ IDSEL_DEVICE void add_norms(float (&halves)[2][4], const Word4& top, const Word4
     add(halves[1], bottom);
 }
 
+// What of a tile is wanted: the squared norms of its rows alone need no columns.
+enum class Want { kDotsAndNorms, kDots, kNorms };
+
 // Two elements of 16 bits, of which `left` are there.
 template <class T>
 IDSEL_DEVICE uint32_t checked_pair(const T* from, int left) {
@@ -68,15 +72,16 @@ IDSEL_DEVICE uint32_t checked_pair(const T* from, int left) {
 }
 
 // float16 and bfloat16 on tensor cores. A lane's 8 elements are those of k-fragments 0 and 1 of two products.
-template <class T>
+template <class T, Want kWant = Want::kDotsAndNorms>
 class TensorCoreMath {
   public:
     using Element = T;
-    static constexpr int kRows = 4, kColumns = 8;  // of which a lane loads 16 bytes each
+    static constexpr bool kNorms = kWant != Want::kDots;
+    static constexpr int kRows = 4, kColumns = kWant != Want::kNorms ? 8 : 0;  // of which a lane loads 16 bytes each
     static constexpr int kStep = kKTile;
 
     struct Operands {
-        Word4 rows[kRows], columns[kColumns];
+        Word4 rows[kRows], columns[8];
     };
 
     // Rows and columns whose elements this lane loads, and the first of these elements.
@@ -101,8 +106,10 @@ class TensorCoreMath {
                     arch::mma_m16n8k16(T{}, dots_[m][n], top.v[half], bottom.v[half], top.v[half + 1],
                                        bottom.v[half + 1], by.columns[n].v[half], by.columns[n].v[half + 1]);
                 }
-                add_norms<T>(row_norms_[m], top, bottom, half);
-                add_norms<T>(column_norms_[m], by.columns[2 * m], by.columns[2 * m + 1], half);
+                if constexpr (kNorms) add_norms<T>(row_norms_[m], top, bottom, half);
+                if constexpr (kWant == Want::kDotsAndNorms) {
+                    add_norms<T>(column_norms_[m], by.columns[2 * m], by.columns[2 * m + 1], half);
+                }
             }
         }
     }
@@ -153,7 +160,8 @@ class TensorCoreMath {
             for (int u = 0; u < 2; ++u) {
                 const int at = m * 16 + u * 8 + of_group;
                 rows[at] = of_group % 2 != 0 ? row_norms_[m][u][2 * u + 1] : row_norms_[m][u][2 * u];
-                columns[at] = of_group % 2 != 0 ? column_norms_[m][u][2 * u + 1] : column_norms_[m][u][2 * u];
+                if (kColumns > 0)
+                    columns[at] = of_group % 2 != 0 ? column_norms_[m][u][2 * u + 1] : column_norms_[m][u][2 * u];
             }
         }
     }
@@ -166,7 +174,7 @@ class TensorCoreMath {
         return value;
     }
 
-    float dots_[2][kColumns][4] = {};
+    float dots_[2][8][4] = {};
     float row_norms_[2][2][4] = {};
     float column_norms_[2][2][4] = {};
 };
@@ -180,15 +188,16 @@ IDSEL_DEVICE float widened(BFloat16, const Float2& elements, int at) {
 
 // In IEEE float32 arithmetic: float32, and bfloat16 where tensor cores do not take it. Lanes are laid out 4 x 8, each
 // with every fourth row and every eighth column.
-template <class T>
+template <class T, Want kWant = Want::kDotsAndNorms>
 class FmaMath {
   public:
     using Element = T;
-    static constexpr int kRows = 8, kColumns = 8;
+    static constexpr bool kNorms = kWant != Want::kDots;
+    static constexpr int kRows = 8, kColumns = kWant != Want::kNorms ? 8 : 0;
     static constexpr int kStep = static_cast<int>(sizeof(Float2) / sizeof(T));
 
     struct Operands {
-        Float2 rows[kRows], columns[kColumns];
+        Float2 rows[kRows], columns[8];
     };
 
     IDSEL_DEVICE static int row(int at, int thread) { return warp_half(thread) * 32 + at * 4 + thread % 32 / 8; }
@@ -220,7 +229,7 @@ class FmaMath {
             IDSEL_UNROLL
             for (int m = 0; m < kRows; ++m) {
                 const float x = widened(T{}, by.rows[m], element);
-                row_norms_[m] = fmaf(x, x, row_norms_[m]);
+                if constexpr (kNorms) row_norms_[m] = fmaf(x, x, row_norms_[m]);
                 IDSEL_UNROLL
                 for (int n = 0; n < kColumns; ++n) {
                     dots_[m][n] = fmaf(x, widened(T{}, by.columns[n], element), dots_[m][n]);
@@ -229,7 +238,7 @@ class FmaMath {
             IDSEL_UNROLL
             for (int n = 0; n < kColumns / 2; ++n) {
                 const float y = widened(T{}, by.columns[n], element);
-                column_norms_[n] = fmaf(y, y, column_norms_[n]);
+                if constexpr (kNorms) column_norms_[n] = fmaf(y, y, column_norms_[n]);
             }
         }
     }
@@ -264,14 +273,14 @@ class FmaMath {
         return {arch::uint_as_float(low), arch::uint_as_float(high)};
     }
 
-    float dots_[kRows][kColumns] = {};
+    float dots_[kRows][8] = {};
     float row_norms_[kRows] = {};
-    float column_norms_[kColumns / 2] = {};
+    float column_norms_[4] = {};
 };
 
 // How elements are multiplied on this architecture.
-template <class T>
-using TileMath = std::conditional_t<arch::kTensorCoresTake<T>, TensorCoreMath<T>, FmaMath<T>>;
+template <class T, Want kWant = Want::kDotsAndNorms>
+using TileMath = std::conditional_t<arch::kTensorCoresTake<T>, TensorCoreMath<T, kWant>, FmaMath<T, kWant>>;
 
 // The first k-tile of a slice, of those of all groups: a share of them, without a division.
 IDSEL_DEVICE int first_k_tile(int k_tiles, int slice, int groups) {

@@ -16,8 +16,8 @@
 //   bool fresh(slot)                set_fresh() since clear_fresh(): Coverage has summed its gain for the present picks
 //   Weights load(row)               this thread's part of a row of weights
 //   void at(slot, use)              use(slot), with a slot that is a constant where it has to be one
-//   void for_overlaps(history, pitch, picks, pick, use)  use(slot, token, sum over earlier picks of history(pick) *
-//                                   history(token)), for each of this thread's tokens; some may lie beyond n
+//   void extend_history(history, pitch, picks, pick, use)  stores the history of this thread's tokens for one more pick:
+//                                   use(slot, token, sum over `picks` earlier picks of history(pick) * history(token))
 //   void begin_records(context)     before the first of
 //   void record(context, step, pick, score)  one pick, by all threads
 //   void flush(context, picks)      the outputs of the sample, after the last
@@ -184,7 +184,7 @@ class RegisterTokens {
     IDSEL_DEVICE void clear_fresh() { fresh_ = 0; }
 
     template <class Use>
-    IDSEL_DEVICE void for_overlaps(const float* history, int pitch, int picks, int pick, Use&& use) {
+    IDSEL_DEVICE void extend_history(float* history, int pitch, int picks, int pick, Use&& use) {
         float overlaps[kPer] = {};
         [[maybe_unused]] constexpr int kAtOnce = kPer > 4 ? 2 : 8;  // more of them would not fit registers
         IDSEL_UNROLL_BY(kAtOnce)
@@ -194,7 +194,10 @@ class RegisterTokens {
             IDSEL_UNROLL
             for (int i = 0; i < kPer; ++i) overlaps[i] = fmaf(of_pick, mine.v[i], overlaps[i]);
         }
-        for_each([&](int i, int j) { use(i, j, overlaps[i]); });
+        for_each([&](int i, int j) {
+            const float component = use(i, j, overlaps[i]);
+            if (j < n_) history[j] = component;
+        });
     }
 
     // Rows are padded to a multiple of four.
@@ -272,34 +275,47 @@ class RegisterTokens {
     uint32_t offsets_[kLoads];  // of what a thread loads of a row
 };
 
-// Thread t has the tokens t, t + kCtaThreads, ...; in the workspace, where the loop may go on in another CTA.
+// Thread t has the tokens t, t + kCtaThreads, ... of those that are its CTA's: of a whole sample, or a range of it.
+// Slots count from the first of them. Their numbers are in the workspace or in shared memory.
 class MemoryTokens {
   public:
     static constexpr bool kLaneOrder = false;
+
+    struct Home {
+        float* numbers;  // (kTokenNumbers, stride)
+        int64_t stride;
+        Tier* tier;
+        int first, count;
+    };
 
     // Read when it is used.
     struct Weights {
         const float* v;
     };
 
-    IDSEL_DEVICE MemoryTokens(const PickArgs& args, const Sample& sample)
-        : n_(sample.n), stride_(args.rows), numbers_(args.numbers + sample.row), tier_(args.tier + sample.row) {}
+    IDSEL_DEVICE explicit MemoryTokens(const Home& home)
+        : first_(home.first), count_(home.count), stride_(home.stride), numbers_(home.numbers), tier_(home.tier) {}
+    IDSEL_DEVICE static Home in_workspace(const PickArgs& args, const Sample& sample, int first, int count) {
+        const int64_t row = sample.row + first;
+        return {args.numbers + row, args.rows, args.tier + row, first, count};
+    }
 
     IDSEL_DEVICE void read(const Context& context) {
-        for_each([&](int j, int) {
+        for_each([&](int i, int j) {
             const TokenInput token = token_input(context, j);
             // Whether it has a priority is the key's to say.
             const Tier there = token.usable ? Tier::kNoPriority : Tier::kUnusable;
-            tier_[j] = token.there ? there : Tier::kNotThere;
-            number(kImportance, j) = token.importance;
-            key(j) = 0;
+            tier_[i] = token.there ? there : Tier::kNotThere;
+            number(kImportance, i) = token.importance;
+            number(kExtra, i) = 0.0f;
+            key(i) = 0;
         });
     }
 
     template <class Use>
     IDSEL_DEVICE void for_each(Use&& use) {
         IDSEL_UNROLL_BY(4)
-        for (int j = arch::thread(); j < n_; j += kCtaThreads) use(j, j);
+        for (int i = arch::thread(); i < count_; i += kCtaThreads) use(i, first_ + i);
     }
 
     template <class Use>
@@ -307,12 +323,12 @@ class MemoryTokens {
         use(slot);
     }
     template <class Use>
-    IDSEL_DEVICE void for_overlaps(const float* history, int64_t pitch, int picks, int pick, Use&& use) {
-        for_each([&](int j, int) {
+    IDSEL_DEVICE void extend_history(float* history, int64_t pitch, int picks, int pick, Use&& use) {
+        for_each([&](int i, int j) {
             float overlap = 0.0f;
             IDSEL_UNROLL_BY(4)
             for (int t = 0; t < picks; ++t) overlap = fmaf(history[t * pitch + pick], history[t * pitch + j], overlap);
-            use(j, j, overlap);
+            history[picks * pitch + j] = use(i, j, overlap);
         });
     }
 
@@ -322,62 +338,68 @@ class MemoryTokens {
     IDSEL_DEVICE bool competes(int j) const { return tier_[j] == Tier::kNoPriority; }
     IDSEL_DEVICE bool unusable(int j) const { return tier_[j] == Tier::kUnusable; }
     IDSEL_DEVICE void take(int pick) {
-        if (pick % kCtaThreads == arch::thread()) tier_[pick] = Tier::kNotThere;
+        if (is_mine(pick)) tier_[pick - first_] = Tier::kNotThere;
     }
     IDSEL_DEVICE void take_unusable(int pick) { take(pick); }
     template <class Rule>
     IDSEL_DEVICE void set_cells(const Rule&) const {}
     template <class Rule>
-    IDSEL_DEVICE Cell cell(int j, const Rule& rule) const {
-        return rule.cell(j);
+    IDSEL_DEVICE Cell cell(int i, const Rule& rule) const {
+        return rule.cell(first_ + i);
     }
     IDSEL_DEVICE bool fresh(int j) const { return number(kExtra, j) != 0.0f; }
     IDSEL_DEVICE void set_fresh(int j) { number(kExtra, j) = 1.0f; }
     IDSEL_DEVICE void clear_fresh() {
         for_each([&](int j, int) { number(kExtra, j) = 0.0f; });
     }
-    // MaxMin on panels: the similarity of a token to the nearest other one that competes, as an order key.
-    IDSEL_DEVICE uint32_t* nearest() const { return reinterpret_cast<uint32_t*>(&number(kExtra, 0)); }
-
     IDSEL_DEVICE float* cover() const { return &number(kCover, 0); }
 
-    IDSEL_DEVICE Weights load(const Row& row) const { return {row.base + row.offset}; }
+    IDSEL_DEVICE Weights load(const Row& row) const { return {row.base + row.offset + first_}; }
 
     IDSEL_DEVICE void begin_records(const Context&) const {}
     IDSEL_DEVICE void record(const Context& context, int64_t step, int pick, float score) const {
-        if (pick % kCtaThreads != arch::thread()) return;
+        if (!is_mine(pick)) return;
         if (!context.sort) {
             write_pick(context, step, pick, score);
         } else {
-            number(kScore, pick) = score;
+            number(kScore, pick - first_) = score;
         }
     }
 
-    // Sorted, each thread has a run of neighbouring tokens. One that is not there is picked or masked.
-    IDSEL_DEVICE void flush(Context& context, int64_t) const {
+    // Sorted, each thread has a run of neighbouring tokens. One that is not there is picked or masked. `before`: picks
+    // of lower tokens than those of this CTA.
+    IDSEL_DEVICE void flush(Context& context, int64_t /*picks*/, int64_t before = 0) const {
         if (!context.sort) return;
         arch::cta_sync();  // the last pick is marked
-        const auto length = static_cast<int>(ceil_div(n_, kCtaThreads));
-        const int begin = static_cast<int>(smaller(n_, int64_t{arch::thread()} * length));
-        const auto end = static_cast<int>(smaller(n_, begin + length));
-        const auto is_picked = [&](int j) {
-            return tier_[j] == Tier::kNotThere && selectable(context.args, context.sample, j);
+        const auto length = static_cast<int>(ceil_div(count_, kCtaThreads));
+        const int begin = static_cast<int>(smaller(count_, int64_t{arch::thread()} * length));
+        const auto end = static_cast<int>(smaller(count_, begin + length));
+        const auto is_picked = [&](int i) {
+            return tier_[i] == Tier::kNotThere && selectable(context.args, context.sample, first_ + i);
         };
         int32_t mine = 0;
-        for (int j = begin; j < end; ++j) mine += is_picked(j) ? 1 : 0;
-        int64_t at = cta_sum_up_to(mine, context.reduce) - mine;
-        for (int j = begin; j < end; ++j) {
-            if (is_picked(j)) write_pick(context, at++, j, number(kScore, j));
+        for (int i = begin; i < end; ++i) mine += is_picked(i) ? 1 : 0;
+        int64_t at = before + cta_sum_up_to(mine, context.reduce) - mine;
+        for (int i = begin; i < end; ++i) {
+            if (is_picked(i)) write_pick(context, at++, first_ + i, number(kScore, i));
         }
     }
 
-  private:
+    IDSEL_DEVICE int first() const { return first_; }
+    IDSEL_DEVICE int count() const { return count_; }
+
+  protected:
     enum Number { kState, kKey, kImportance, kScore, kExtra, kCover };
     static_assert(kCover + 1 == kTokenNumbers);
 
-    IDSEL_DEVICE float& number(Number which, int j) const { return numbers_[which * stride_ + j]; }
+    IDSEL_DEVICE float& number(Number which, int i) const { return numbers_[which * stride_ + i]; }
+    IDSEL_DEVICE bool is_mine(int token) const {
+        const int at = token - first_;
+        return at >= 0 && at < count_ && at % kCtaThreads == arch::thread();
+    }
 
-    int n_;
+  private:
+    int first_, count_;
     int64_t stride_;
     float* numbers_;
     Tier* tier_;

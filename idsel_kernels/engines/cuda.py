@@ -13,7 +13,6 @@ from .. import _native
 from ..problem import Inputs, Problem
 from ..rules import State
 from . import library_call
-from .base import GRAM_BUDGET_BYTES
 from .counters import StreamCounters
 
 __all__ = ["ENGINE", "CudaEngine"]
@@ -24,10 +23,13 @@ class CudaEngine:
 
     name = "cuda"
     device_types: tuple[str, ...] = ("cuda",)
-    # What the similarities of a sample may take before they are kept in panels.
-    gram_budget_bytes = GRAM_BUDGET_BYTES
+    # What the similarities of a sample may take before it is worked on in panels; 0: what pays, and at most
+    # GRAM_BUDGET_BYTES (csrc/cuda/plan.cpp).
+    gram_budget_bytes = 0
     # (B,) int64 on the device, to which a call adds how many similarities its picks have read; for measurements.
     similarities_read: torch.Tensor | None = None
+    # (B, 2) int64 on the device, to which a call adds how many rounds and panels a sample took; likewise.
+    panels_made: torch.Tensor | None = None
 
     def __init__(self) -> None:
         self._counters = StreamCounters(torch.uint8)
@@ -77,9 +79,10 @@ class CudaEngine:
                 workspace_bytes,
                 counters.data_ptr(),
                 stream,
-                0 if counts is None else counts.data_ptr(),
+                _address(counts),
                 self.gram_budget_bytes,
-                0 if self.similarities_read is None else self.similarities_read.data_ptr(),
+                _address(self.similarities_read),
+                _address(self.panels_made),
             )
         return call.indices, call.scores
 
@@ -138,6 +141,10 @@ class CudaEngine:
 
     def _stream(self, device: torch.device) -> int:
         return torch.cuda.current_stream(device).cuda_stream
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _described(problem: Problem, plan: dict[str, Any]) -> str:

@@ -52,20 +52,14 @@ inline int32_t atom_add_acq_rel(int32_t* counter, int32_t value) {
     *counter += value;
     return before;
 }
-inline uint64_t atom_add_relaxed(uint64_t* word, uint64_t value) {
+inline void red_add_release(uint32_t* counter, uint32_t value) {
     emulator::yield();
-    const uint64_t before = *word;
-    *word += value;
-    return before;
-}
-inline void st_release(uint64_t* word, uint64_t value) {
-    emulator::yield();
-    *word = value;
+    *counter += value;
 }
 inline void st_relaxed(int32_t* word, int32_t value) { *word = value; }
-inline uint64_t ld_relaxed(const uint64_t* word) { return *word; }
-inline void fence_acq_rel() {}
-inline void nanosleep() { emulator::rest(); }
+inline uint32_t ld_acquire(const uint32_t* word) { return *word; }
+inline void spin() { emulator::rest(); }
+inline void warp_sync(int line = __builtin_LINE()) { emulator::exchange("", 1, line); }
 
 inline void red_max(uint32_t* to, uint32_t value) { *to = value > *to ? value : *to; }
 inline void red_add(unsigned long long* to, unsigned long long value) { *to += value; }
@@ -132,6 +126,7 @@ inline Float2 ld_global_nc_8(const void* from) { return loaded<Float2>(from); }
 inline uint32_t ld_global_nc_2(const void* from) { return loaded<uint16_t>(from); }
 inline float ld_global_cg(const float* from) { return *from; }
 inline Float4 ld_global_cg(const Float4* from) { return loaded<Float4>(from); }
+inline uint64_t ld_global_cg(const uint64_t* from) { return *from; }
 inline float ld_any(const float* from) { return *from; }
 inline Float4 ld_any(const Float4* from) { return loaded<Float4>(from); }
 inline void st_16(Float4* to, const Float4& value) { stored(to, value); }
@@ -217,12 +212,27 @@ struct Launch {
     int threads;
     int shared_bytes;
     int cluster;
+    bool cooperative;
     void* stream;
 };
 
+inline int number_from(const char* variable, int otherwise) {
+    const char* given = std::getenv(variable);
+    return given != nullptr ? std::atoi(given) : otherwise;
+}
+
+// A cooperative launch has room for IDSEL_EMULATOR_ROOM CTAs; a device that is busy has less than resident() says.
 template <class Args>
-const char* launch(void (*kernel)(Args), const Launch& how, Args args) {
-    return emulator::launch([kernel, &args] { kernel(args); }, how.grid, how.threads, how.shared_bytes, how.cluster);
+const char* launch(void (*kernel)(Args), const Launch& how, Args args, bool* too_large = nullptr) {
+    const bool fits = !how.cooperative || how.grid <= number_from("IDSEL_EMULATOR_ROOM", 1 << 30);
+    if (too_large != nullptr) *too_large = !fits;
+    if (!fits) return "too many CTAs for a cooperative launch";
+    return emulator::launch([kernel, &args] { kernel(args); }, how.grid, how.threads, how.shared_bytes, how.cluster,
+                            how.cooperative);
+}
+template <class Args>
+int64_t resident(void (*)(Args), const Launch&, int multiprocessors) {
+    return multiprocessors;
 }
 
 struct Device {
@@ -239,8 +249,7 @@ inline const char* current_device(int* to) {
 // IDSEL_EMULATOR_MULTIPROCESSORS decides between clusters and single CTAs.
 template <class Args>
 const char* device_of(void (*)(Args), Device* to) {
-    const char* given = std::getenv("IDSEL_EMULATOR_MULTIPROCESSORS");
-    *to = {given != nullptr ? std::atoi(given) : 6, 227 * 1024, true};
+    *to = {number_from("IDSEL_EMULATOR_MULTIPROCESSORS", 6), 227 * 1024, true};
     return nullptr;
 }
 

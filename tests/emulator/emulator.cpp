@@ -60,6 +60,8 @@ struct Grid {
     int64_t size;
     int shared_bytes;
     int cluster;
+    size_t at_once;  // clusters
+    int64_t late;    // a block that begins last; -1: none
     std::mt19937_64 random;
 };
 
@@ -166,7 +168,7 @@ void provide_blocks(int threads) {
     for (auto& block : pool) {
         if (block->threads.size() != static_cast<size_t>(threads)) block.reset();
     }
-    pool.resize(clusters_at_once() * static_cast<size_t>(grid->cluster));
+    pool.resize(grid->at_once * static_cast<size_t>(grid->cluster));
     for (auto& block : pool) {
         if (block) continue;
         block = std::make_unique<Block>();
@@ -210,7 +212,13 @@ std::string run_clusters(std::vector<int64_t> order) {
             }
             order.pop_back();
         }
-        const size_t at = grid->random() % busy.size();
+        size_t at = grid->random() % busy.size();
+        const auto held_back = [&](const Block* b) { return b->index == grid->late && !b->begun; };
+        if (held_back(busy[at])) {
+            const bool wanted =
+                std::all_of(busy.begin(), busy.end(), [&](const Block* b) { return held_back(b) || b->in_vain; });
+            if (!wanted) at = (at + 1) % busy.size();
+        }
         Block& block = *busy[at];
         const Turn turn = advance(block);
         if (turn == Turn::kProgress) {
@@ -294,9 +302,13 @@ void rest() {
     running->fiber.pause();
 }
 
-const char* launch(const std::function<void()>& body, int64_t size, int threads, int shared_bytes, int cluster) {
+const char* launch(const std::function<void()>& body, int64_t size, int threads, int shared_bytes, int cluster,
+                   bool cooperative) {
     const uint64_t seed = seed_of_launch();
-    Grid mine{&body, size, shared_bytes, cluster, std::mt19937_64(seed)};
+    const size_t at_once = cooperative ? static_cast<size_t>(size / cluster) : clusters_at_once();
+    const char* late = std::getenv("IDSEL_EMULATOR_LATE");
+    Grid mine{
+        &body, size, shared_bytes, cluster, at_once, late == nullptr ? -1 : std::atoll(late), std::mt19937_64(seed)};
     grid = &mine;
     provide_blocks(threads);
     std::vector<int64_t> order(static_cast<size_t>(size / cluster));

@@ -1,8 +1,9 @@
 // Runs kernels on the CPU: one fiber for each CUDA thread, a few blocks at a time in a shuffled order.
 //
 // Fibers change places at barriers, warp exchanges and atomic operations only, in an order drawn from a seed
-// (IDSEL_EMULATOR_SEED, else the clock); IDSEL_EMULATOR_BLOCKS blocks, or clusters of them, at a time, else 3. What
-// CUDA leaves undefined fails the launch: threads of a block that wait for different things, or end while others wait;
+// (IDSEL_EMULATOR_SEED, else the clock); IDSEL_EMULATOR_BLOCKS blocks, or clusters of them, at a time, else 3.
+// IDSEL_EMULATOR_LATE may name a block that begins only when all others under way wait, or have ended. What CUDA leaves
+// undefined fails the launch: threads of a block that wait for different things, or end while others wait;
 // blocks under way that wait for those that are not. Shared memory has exactly its size and starts as garbage.
 #pragma once
 
@@ -44,7 +45,8 @@ void rest();
 // --- For launchers
 // ----------------------------------------------------------------------------------------------------
 
-// Runs all blocks to their end, `cluster` of them together. Null, or what went wrong.
-const char* launch(const std::function<void()>& body, int64_t grid, int threads, int shared_bytes, int cluster = 1);
+// Runs all blocks to their end, `cluster` of them together, or all of a cooperative launch. Null, or what went wrong.
+const char* launch(const std::function<void()>& body, int64_t grid, int threads, int shared_bytes, int cluster = 1,
+                   bool cooperative = false);
 
 }  // namespace idsel::emulator

@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 6
+#define IDSEL_ABI 7
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -114,7 +114,7 @@ typedef struct idsel_args {
     void* stream;   /* CUDA: cudaStream_t of the current device */
 
     /* CUDA: the most bytes that the similarities of a sample (of a ragged batch: of all its tokens) may take. Beyond
-     * it only a part of them is kept at a time. 0: the default, 1 GiB; at most 16 GiB are used. */
+     * it only a part of them is kept at a time. 0: as many as pay, and at most 1 GiB; at most 16 GiB are used. */
     int64_t gram_budget;
 
     idsel_stats* stats; /* CPU: (B,), or NULL */
@@ -122,6 +122,10 @@ typedef struct idsel_args {
     /* CUDA: (B,) on the device, or NULL. How many similarities the picks of a sample have read of a Gram
      * that is kept is added there. */
     uint64_t* similarities_read;
+
+    /* CUDA: (B, 2) on the device, or NULL. How many rounds a sample took that was worked on in panels, and how many
+     * panels were made, is added there. */
+    uint64_t* panels_made;
 } idsel_args;
 
 /* Which dot products a CUDA call keeps. */

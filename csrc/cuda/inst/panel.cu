@@ -1,4 +1,4 @@
 #include "cuda/instances.h"
 #include "cuda/panel_kernel.cuh"
 
-IDSEL_PANEL_KERNEL(float)
+IDSEL_PANEL_KERNEL(AllRules)

@@ -1,0 +1,203 @@
+// The loop over picks where a CTA group works on panels. A round:
+//   each CTA offers its best tokens; barrier;
+//   all choose the same panel from the offers, unless the best token of all has its row in the present one;
+//   for a new panel, its weights with all tokens are computed; barrier;
+//   all make the same picks in the panel, for as long as its best token ranks above all that are not in it;
+//   each CTA absorbs these picks into its own tokens.
+// Priorities that only fall make what a round knows of the tokens outside of the panel an upper bound. A pick after
+// which some may have risen is the last of its round.
+#pragma once
+
+#include "cuda/panel.cuh"
+
+namespace idsel::cuda {
+
+IDSEL_DEVICE void record(GroupContext& context, OwnTokens& tokens, int64_t step, const Pick& pick) {
+    context.now.below += pick.token < tokens.first() ? 1 : 0;
+    if (context.pick.sort) {
+        tokens.record(context.pick, step, pick.token, pick.score);
+    } else if (context.group.rank() == 0 && arch::thread() == 0) {
+        write_pick(context.pick, step, pick.token, pick.score);
+    }
+}
+
+// Adds to the counts of rounds, 0, or panels, 1, of the sample.
+IDSEL_DEVICE void count_work(const GroupContext& context, int which, int more) {
+    unsigned long long* counts = context.pick.args.panels_made;
+    if (counts == nullptr || context.group.rank() != 0 || arch::thread() != 0) return;
+    arch::red_add(counts + context.pick.sample.index * 2 + which, static_cast<unsigned long long>(more));
+}
+
+IDSEL_DEVICE uint64_t best_of_panel(GroupContext& context) {
+    const Panel& panel = *context.panel;
+    const int slot = arch::thread();
+    const bool has_key = slot < kPanelRows && panel.key[slot] != 0;
+    return best_rank(context, has_key ? ranked(panel.key[slot], panel.token[slot]) : 0);
+}
+
+// DPP: what the panel's tokens have in common along the picks before it. The CTAs share the pairs.
+template <class Rule>
+IDSEL_DEVICE void sum_overlaps(GroupContext& context, const Rule& rule, int picks) {
+    const int32_t* token = context.panel->token;
+    const int step = context.group.ctas() * kCtaThreads;
+    for (int at = context.group.rank() * kCtaThreads + arch::thread(); at < kPanelRows * kPanelRows; at += step) {
+        const int a = token[at / kPanelRows], b = token[at % kPanelRows];
+        context.state().overlaps[at] = a >= 0 && b >= 0 ? rule.overlap(picks, a, b) : 0.0f;
+    }
+}
+
+// Whether picks can be made.
+enum class Ready {
+    kYes,
+    kNeedsRows,  // once those of the panel are there
+    kNever,      // no token has a priority
+};
+
+// Turns to a panel that has the token which ranks highest of all, with its row if needs_row(its rank), and to what
+// ranks highest outside of it.
+template <class NeedsRow>
+IDSEL_DEVICE Ready turn_to_panel(GroupContext& context, OwnTokens& tokens, Offers& offers, NeedsRow&& needs_row) {
+    const uint64_t kept = best_of_panel(context);
+    context.now.best = kept > offers.best() ? kept : offers.best();
+    context.now.bound = offers.best();
+    if (context.now.best == 0) return Ready::kNever;
+    if (kept > offers.best() && (context.panel->has_rows || !needs_row(kept))) return Ready::kYes;
+    context.now.bound = choose_panel(context, tokens, offers, context.now.picks);
+    return needs_row(context.now.best) ? Ready::kNeedsRows : Ready::kYes;
+}
+
+// Once all CTAs have computed their part of them.
+IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
+    const GroupState& state = context.state();
+    for (int at = arch::thread(); at < kPanelRows * kPanelRows; at += kCtaThreads) {
+        context.weights->among[at] = arch::ld_global_cg(state.among + at);
+        if (has_history) context.weights->overlaps[at] = arch::ld_global_cg(state.overlaps + at);
+    }
+    if (arch::thread() == 0) context.panel->has_rows = true;
+    count_work(context, 1, 1);
+    arch::cta_sync();
+}
+
+// The picks of a round, by the first warp.
+template <class Rule>
+IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
+    Panel* panel = context.panel;
+    PanelTokens tokens(*panel, context.weights);
+    const int picks = context.now.picks;
+    if constexpr (Rule::kNeedsBest) {
+        if (picks == 0) rule.rank(tokens, key_of(context.now.best));  // what has been offered was not ranked yet
+    }
+    const int wanted = context.pick.wanted;
+    int count = 0;
+    while (picks + count < wanted) {
+        const PanelTokens::Top top = tokens.top();
+        if (top.slot < 0 || top.rank < context.now.bound) break;
+        const int token = index_of(top.rank), step = picks + count + 1;
+        const float score = value_of(key_of(top.rank));
+        const bool changes = step < wanted && rule.changes(step, score);
+        if (changes && !panel->has_rows) break;
+        tokens.take(top.slot);
+        if (arch::lane() == 0) panel->picks[count] = {token, score}, panel->slots[count] = top.slot;
+        ++count;
+        if (step == 1) rule.after_first(tokens, score);
+        if (!changes) continue;
+        const Row row{context.weights->among, static_cast<uint32_t>(top.slot * kPanelRows)};
+        rule.absorb(context.pick, tokens, row, step, token, score);
+        if (rule.raises(step, score, context.now.rises)) break;
+    }
+    tokens.store(panel);
+    if (arch::lane() == 0) panel->count = count;
+}
+
+template <class Rule>
+IDSEL_DEVICE void absorb_picks(GroupContext& context, OwnTokens& tokens, Rule& rule) {
+    const Panel& panel = *context.panel;
+    const int picks = context.now.picks;
+    for (int at = 0; at < panel.count; ++at) {
+        const Pick pick = panel.picks[at];
+        const int step = picks + at + 1;
+        tokens.take(pick.token);
+        record(context, tokens, step - 1, pick);
+        if (step == 1) rule.after_first(tokens, pick.score);
+        if (step < context.pick.wanted && rule.changes(step, pick.score)) {
+            tokens.set_slot_of_pick(panel.slots[at]);
+            rule.absorb(context.pick, tokens, context.panel_row(panel.slots[at]), step, pick.token, pick.score);
+        } else {
+            tokens.for_each([&](int i, int) { tokens.key(i) = tokens.competes(i) ? tokens.key(i) : 0; });
+        }
+    }
+    context.now.picks += panel.count;
+}
+
+// The priorities before the first pick.
+template <class Rule>
+IDSEL_DEVICE void start_on_panels(GroupContext& context, OwnTokens& tokens, Rule& rule) {
+    rule.start(context.pick, tokens, [&](int j) {
+        const float* first = first_of(context.pick.args, context.pick.sample, j);
+        return value_of(arch::float_as_uint(arch::ld_global_cg(first)));
+    });
+    // Whether bringing states into range after the first pick raises a priority.
+    bool rises = false;
+    tokens.for_each([&](int i, int) { rises = rises || (tokens.competes(i) && rule.rises(tokens, i, tokens.key(i))); });
+    context.now.rises = cta_sum(rises ? 1 : 0, context.pick.reduce) != 0;
+}
+
+// Picks that have a priority; false where the rows of a panel are needed to go on.
+template <class Rule>
+IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule& rule, bool has_rows) {
+    Progress& now = context.now;
+    if (has_rows) read_rows(context, Rule::kHasHistory);
+    for (; now.picks < context.pick.wanted; has_rows = false) {
+        if (!has_rows) {
+            make_offers(
+                context, tokens, now.rises, [&](int i) { return tokens.key(i); },
+                [&](int i) { return tokens.competes(i) && !tokens.in_panel(i); });
+            context.group.sync();
+            Offers offers(context);
+            if (now.rounds++ == 0) now.rises = offers.noted();
+            const auto needs_row = [&](uint64_t rank) {
+                return now.picks + 1 < context.pick.wanted && rule.changes(now.picks + 1, value_of(key_of(rank)));
+            };
+            const Ready ready = turn_to_panel(context, tokens, offers, needs_row);
+            if constexpr (Rule::kNeedsBest) {
+                if (now.rounds == 1) rule.rank(tokens, key_of(now.best));
+            }
+            if (ready == Ready::kNever) break;
+            if (ready == Ready::kNeedsRows) {
+                if constexpr (Rule::kHasHistory) sum_overlaps(context, rule, now.picks);
+                return false;
+            }
+        }
+        if (arch::warp() == 0) pick_in_panel(context, rule);
+        arch::cta_sync();
+        absorb_picks(context, tokens, rule);
+    }
+    return true;
+}
+
+// Tokens without a priority: by importance, then those that are not usable by index. They get none any more.
+IDSEL_DEVICE void take_rest(GroupContext& context, OwnTokens& tokens) {
+    int& picks = context.now.picks;
+    while (picks < context.pick.wanted) {
+        arch::cta_sync();  // nobody reads the last ranks any more
+        make_offers(
+            context, tokens, false, [&](int i) { return tokens.competes(i) ? order_of(tokens.importance(i)) : 1u; },
+            [&](int i) { return tokens.competes(i) || tokens.unusable(i); });
+        context.group.sync();
+        Offers offers(context);
+        if (offers.best() == 0) break;
+        uint64_t* in_order = context.ranks() + offers.count();
+        if (arch::thread() < kPanelRows) in_order[arch::thread()] = 0;
+        arch::cta_sync();
+        const uint64_t bound = offers.choose(0, [&](int place, int at) { in_order[place] = context.ranks()[at]; });
+        for (int at = 0; at < kPanelRows && picks < context.pick.wanted; ++at) {
+            const uint64_t rank = in_order[at];
+            if (rank == 0 || rank < bound) break;
+            tokens.take(index_of(rank));
+            tokens.take_unusable(index_of(rank));
+            record(context, tokens, picks++, {index_of(rank), -INFINITY});
+        }
+    }
+}
+
+}  // namespace idsel::cuda
