@@ -74,7 +74,7 @@ def test_coverage_reads_few_similarities(
     k = 64 if tokens < 1000 else 4
     read = torch.zeros(1, dtype=torch.int64)
     monkeypatch.setattr(engine, "similarities_read", read)
-    sel = idsel.select(**case.inputs(), k=k, rule=idsel.Coverage(), backend=emulated.NAME)
+    sel = _whole(Call(case.inputs(), k), idsel.Coverage(), monkeypatch)
     check_selection(sel, **case.inputs(), rule=idsel.Coverage(), k=k).assert_ok(REGRET)
     assert 0 < int(read) <= (0.1 if k == 64 else 0.5) * k * tokens**2
 
@@ -277,11 +277,55 @@ def test_explain_tells_the_plan() -> None:
     assert "one CTA per sample reads one row of it per pick" in _explained(64, 2, idsel.MMR()).algorithm
     assert "reads rows of it, those whose gain could win, per pick" in _explained(300, 2, idsel.Coverage()).algorithm
     panels = _explained(17_000, 130, idsel.MMR()).algorithm
-    assert "panels of 64 rows of the Gram by tensor cores and several CTAs" in panels
-    assert "(3 to 129, 0.00872 GFLOP to 0.283 GFLOP); 4.6 MiB of workspace" in panels
+    assert "panels of 64 rows of the Gram by tensor cores and a group of CTAs per sample" in panels
+    assert "(3 to 129, 0.00656 GFLOP to 0.282 GFLOP); 4.7 MiB of workspace" in panels
+    assert "(at least 3, at least 0.586 GFLOP); 5.1 MiB" in _explained(17_000, 130, idsel.Coverage()).algorithm
     offsets = torch.tensor([0, 17_000], dtype=torch.int32)
     ragged = _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
-    assert "2 launches" in ragged and "of the samples whose Gram is too large" in ragged
+    assert "2 launches" in ragged and "of the samples that are too long for a whole one" in ragged
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "k", "rule", "algorithm"),
+    [
+        (1, 64, 64, idsel.IDSelection(), "gram"),  # no more tokens than a panel has rows
+        (1, 2048, 16, idsel.IDSelection(), "gram"),
+        (1, 2049, 16, idsel.IDSelection(), "panels"),
+        (16, 1024, 16, idsel.IDSelection(), "gram"),
+        (16, 1025, 16, idsel.IDSelection(), "panels"),  # the batch fills a GPU
+        (1, 2880, 180, idsel.DPP(), "panels"),
+        (1, 2880, 181, idsel.DPP(), "gram"),  # many picks call for many panels
+        (1, 3072, 16, idsel.MaxMin(start=0), "panels"),
+        (1, 3072, 16, idsel.MaxMin(), "gram"),  # all pairs are multiplied anyway
+        (1, 3072, 16, idsel.Coverage(), "gram"),
+        (1, 3073, 3073, idsel.Coverage(), "panels"),  # tokens would leave registers
+        (1, 1_000_000, 64, idsel.IDSelection(), "panels"),
+        (1, 1_000_000, 64, idsel.TopK(), "norms"),
+    ],
+)
+def test_the_planner_chooses_between_the_gram_and_panels(
+    batch: int, tokens: int, k: int, rule: idsel.Rule, algorithm: str, engine: emulated.EmulatedEngine
+) -> None:
+    features = torch.empty(1, 1, 1, dtype=torch.bfloat16).expand(batch, tokens, 1)
+    problem = idsel.problem.Problem.of(idsel.problem.Inputs(features, None, None, None), rule, [k], False)
+    plan = engine._plan(problem, 0)
+    assert isinstance(plan, dict) and plan["algorithm"] == algorithm
+    # A budget forces either.
+    if algorithm != "norms" and tokens < 4000:
+        forced = [engine._plan(problem, budget) for budget in (1, WHOLE)]
+        assert [isinstance(plan, dict) and plan["algorithm"] for plan in forced] == [
+            "panels" if tokens > 64 else "gram",
+            "gram",
+        ]
+
+
+@pytest.mark.parametrize("rule", [idsel.IDSelection(), idsel.MMR(), idsel.MaxMin(), idsel.Coverage()], ids=str)
+def test_panels_take_little_memory(rule: idsel.Rule, engine: emulated.EmulatedEngine) -> None:
+    """At most a twentieth of the Gram's numbers; a million tokens in a few hundred megabytes."""
+    for tokens, k, most in ((16384, 1638, 16384**2 * 4 // 20), (1_000_000, 64, 400_000_000)):
+        features = torch.empty(1, 1, 1, dtype=torch.bfloat16).expand(1, tokens, 1)
+        problem = idsel.problem.Problem.of(idsel.problem.Inputs(features, None, None, None), rule, [k], False)
+        assert int(engine._workspace_for(problem)) <= most
 
 
 def test_an_installed_package_does_not_know_the_emulator() -> None:

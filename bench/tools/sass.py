@@ -32,12 +32,14 @@ MARKERS = ("<!-- sass:begin -->", "<!-- sass:end -->")
 SOURCES = {
     "IDSelection": "gram_id_selection", "MMR": "gram_mmr", "MaxMin": "gram_max_min",
     "HardSuppress": "gram_hard_suppress", "DPP": "gram_dpp", "Coverage": "gram_coverage", "TopK": "gram_top_k",
+    "panels": "panel",
 }  # fmt: skip
 TOKENS = (1, 4, 12)  # a thread; the kernels have a pick loop for each
 
 TOLERANCE = 1.1  # over the record
 PICK_LIMIT = {1: 90, 4: 150}  # instructions of IDSelection
 OTHER_RULES = 1.3  # how much more the rules that keep one number a token may take
+BARRIERS = {"Coverage": 2, "panels": 0}  # a pick, where it is not one
 LIMITED = ("IDSelection", "MMR", "MaxMin", "HardSuppress")
 PER_MMA_LIMIT = 4
 REGISTERS = 65536  # of a multiprocessor
@@ -139,6 +141,17 @@ def pick_loops(rule: str, found: list[Loop]) -> dict[str, Loop]:
     return named
 
 
+def panel_pick_loops(found: list[Loop]) -> dict[str, Loop]:
+    """The picks in a panel, by one warp: those of four rules from the shortest on, and of DPP, which sums overlaps."""
+    counts = [(loop.count("BAR"), loop.count("REDUX"), loop.count("VOTE")) for loop in found]
+    picks = [loop for loop, counted in zip(found, counts, strict=True) if counted == (0, 2, 1)]
+    picks.sort(key=lambda loop: len(loop.opcodes))
+    names = ["pick_1st", "pick_2nd", "pick_3rd", "pick_4th", "pick_dpp"]
+    if len(picks) != len(names):
+        raise LookupError(f"panels: found pick loops of {[len(loop.opcodes) for loop in picks]} instructions")
+    return dict(zip(names, picks, strict=True))
+
+
 def mainloop(rule: str, found: list[Loop], multiply: str) -> Loop:
     """The loop that multiplies most and neither synchronises nor stores to shared memory."""
     pure = [loop for loop in found if loop.count(multiply) and not loop.count("BAR", "STS", "LDS")]
@@ -178,13 +191,14 @@ def kernel_figures(usage: Usage) -> dict[str, float]:
 def figures_of(rule: str, sass: str, resources: str) -> Figures:
     """All figures of a rule; the mainloops are those for bfloat16 and for float32."""
     code, used = functions(sass), usages(resources)
-    names = [name for name in code if "gram_kernel" in name]
+    names = [name for name in code if ("panel_kernel" if rule == "panels" else "gram_kernel") in name]
     if len(names) != 1:
         raise LookupError(f"{rule}: {len(names)} kernels")
     found = list(loops(code[names[0]]))
     tensor_cores = [loop for loop in found if any(re.match(r"HMMA\b.*\bBF16", opcode) for opcode in loop.opcodes)]
+    picks = panel_pick_loops(found) if rule == "panels" else pick_loops(rule, found)
     return {
-        **{part: pick_figures(loop) for part, loop in pick_loops(rule, found).items()},
+        **{part: pick_figures(loop) for part, loop in picks.items()},
         "mainloop": mainloop_figures(mainloop(rule, tensor_cores, "HMMA"), "HMMA", "mma"),
         "mainloop_float32": mainloop_figures(mainloop(rule, found, "FFMA"), "FFMA", "ffma"),
         "kernel": kernel_figures(used[names[0]]),
@@ -249,7 +263,7 @@ def over_limits(rule: str, figures: Figures) -> Iterator[str]:
     for part, numbers in figures.items():
         zero = [name for name in ("local", "narrow_loads", "spilled") if numbers.get(name)]
         yield from (f"{rule} {part}: {name} is {numbers[name]}, must be 0" for name in zero)
-        if "barriers" in numbers and numbers["barriers"] != (2 if rule == "Coverage" else 1):
+        if "barriers" in numbers and numbers["barriers"] != BARRIERS.get(rule, 1):
             yield f"{rule} {part}: {numbers['barriers']} barriers a pick"
     if figures["mainloop"]["per_mma"] > PER_MMA_LIMIT:
         yield f"{rule} mainloop: {figures['mainloop']['per_mma']} instructions per MMA, limit {PER_MMA_LIMIT}"
@@ -312,6 +326,8 @@ def report(measured: dict[str, Figures]) -> str:
 def markdown(arch: int, version: str, recorded: dict[str, Figures]) -> str:
     """The table for docs/cuda_engine.md."""
     lines = ["| Instructions | Before | Now |", "|---|---:|---:|"]
+    panels = recorded.get("panels")
+    recorded = {rule: figures for rule, figures in recorded.items() if rule != "panels"}
     for rule, figures in recorded.items():
         before = BEFORE_PICK.get(rule, BEFORE_ANY_PICK)
         for suffix, where in (("", ""), ("_workspace", ", history in the workspace")):
@@ -330,6 +346,15 @@ def markdown(arch: int, version: str, recorded: dict[str, Figures]) -> str:
         f"bytes; CTAs a multiprocessor: {_span(recorded, 'kernel', 'ctas')}. Compiled by `nvcc` {version} for compute "
         f"capability {arch / 10:.1f}, counted by `python -m bench.tools.sass --record --docs`."
     )
+    if panels is not None:
+        picks = [f"{numbers['instructions']:,g}" for part, numbers in panels.items() if part.startswith("pick")]
+        lines.append(f"| a pick in a panel: four rules, `DPP` | not counted | {', '.join(picks)} |")
+        loops_of_panel = (panels["mainloop"]["per_mma"], panels["mainloop_float32"]["per_ffma"])
+        lines.append("| mainloop of a panel, per MMA and multiply-add | not counted | {}, {} |".format(*loops_of_panel))
+        note += (
+            f" The kernel for panels takes {panels['kernel']['registers']:g} registers and spills "
+            f"{panels['kernel']['spilled']:g} bytes."
+        )
     return "\n".join([*lines, "", *textwrap.wrap(note, 120, break_on_hyphens=False)])
 
 

@@ -156,12 +156,14 @@ def _described(problem: Problem, plan: dict[str, Any]) -> str:
         rows = "rows of it, those whose gain could win," if problem.rule.state is State.COVERAGE else "one row of it"
         work = f"the Gram by {arithmetic}{flops}, then one CTA per sample reads {rows} per pick"
     else:
-        panels = "{} to {}".format(*plan["panels"])
-        flops = "" if problem.ragged else f", {least} to {most}"
-        longer = " of the samples whose Gram is too large" if problem.ragged else ""
+        fewest, most_panels = plan["panels"]
+        lazily = problem.rule.state is State.COVERAGE  # a panel may hold no gain that wins
+        panels = f"at least {fewest}" if lazily else f"{fewest} to {most_panels}"
+        flops = "" if problem.ragged else f", at least {least}" if lazily else f", {least} to {most}"
+        longer = " of the samples that are too long for a whole one" if problem.ragged else ""
         work = (
-            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and several CTAs, "
-            f"as many as the picks call for ({panels}{flops})"
+            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and a group of CTAs "
+            f"per sample, as many as the picks call for ({panels}{flops})"
         )
     launches = "one launch" if plan["launches"] == 1 else f"{plan['launches']} launches"
     return f"{launches}: {work}; {plan['workspace_bytes'] / 2**20:.1f} MiB of workspace"
