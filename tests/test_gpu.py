@@ -141,12 +141,51 @@ def test_pruning_and_merging_wait_for_nothing_and_repeat(how: Any, is_ragged: bo
         assert torch.equal(first.hidden, again.hidden) and same(first.selection, again.selection)
 
 
-@pytest.mark.parametrize("rule", [name for name in RULE_CASES if not name.startswith("coverage")])
+@ALL_RULES
 def test_panels_pick_what_the_gram_does(rule: str, gpu: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    if gpu.name == "triton" and isinstance(RULE_CASES[rule], idsel.Coverage):
+        pytest.skip("triton has no panels of Coverage")
     inputs = gpu.inputs(clustered(2, 1500, 256, seed=5, dtype=torch.bfloat16).inputs())
     with_gram = gpu.select(**inputs, k=64, rule=RULE_CASES[rule])
     set_gram_budget(monkeypatch, gpu.name, 2**20)
     assert same(with_gram, gpu.select(**inputs, k=64, rule=RULE_CASES[rule]))
+
+
+@contextmanager
+def another_stream_busy() -> Iterator[None]:
+    """Small and large kernels of others come and go meanwhile."""
+    small, large = torch.ones(64, 64, device="cuda"), torch.ones(4096, 4096, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for at in range(2000):
+            torch.mm(small, small) if at % 8 else torch.mm(large, large)
+    yield
+
+
+@ALL_RULES
+@pytest.mark.parametrize("is_ragged", [False, True], ids=["dense", "ragged"])
+def test_groups_of_ctas_never_hang_beside_other_work(rule: str, is_ragged: bool, gpu: Backend) -> None:
+    """Many calls whose CTAs wait for one another; all rules together make more than 10,000."""
+    case = ragged((4000, 60, 3500), 64, seed=3) if is_ragged else clustered(1, 4000, 64, seed=3)
+    if gpu.name == "triton":
+        pytest.skip("triton has one program a sample on panels")
+    call = dict(**gpu.inputs(case.inputs()), k=16, rule=RULE_CASES[rule], backend=gpu.name)
+    expected = idsel.select(**call)
+    with another_stream_busy():
+        found = [idsel.select(**call) for _ in range(400)]
+    torch.cuda.synchronize()
+    assert all(same(expected, sel) for sel in found)
+
+
+@pytest.mark.parametrize("rule", [idsel.IDSelection(), idsel.MMR(), idsel.MaxMin(start=0)], ids=str)
+def test_many_tokens_take_little_memory(rule: idsel.Rule, gpu: Backend) -> None:
+    if gpu.name == "triton":
+        pytest.skip("it keeps a Gram of 1 GiB")
+    inputs = gpu.inputs(clustered(1, 16384, 64, dtype=torch.bfloat16).inputs())
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    idsel.select(**inputs, k=1638, rule=rule, backend=gpu.name)
+    assert torch.cuda.max_memory_allocated() - before <= 16384**2 * 4 // 20
 
 
 def test_another_device_than_the_current_one(gpu: Backend) -> None:
