@@ -49,7 +49,8 @@ foreach(kernel gram_id_selection gram_mmr gram_max_min gram_hard_suppress gram_d
   list(APPEND idsel_cuda_sources csrc/cuda/inst/${kernel}.cu)
 endforeach()
 
-set(idsel_cuda_options --Werror all-warnings "SHELL:-Xcompiler -fvisibility=hidden")
+# Which of two products is fused with a subtraction would otherwise differ from one inlined copy of a rule to another.
+set(idsel_cuda_options -fmad=false --Werror all-warnings "SHELL:-Xcompiler -fvisibility=hidden")
 # Smaller by four fifths, for what few GPUs need; before CUDA 13 it would also need a newer driver than CUDA does.
 if(for_all AND CUDAToolkit_VERSION VERSION_GREATER_EQUAL 13)
   list(APPEND idsel_cuda_options --compress-mode=size)

@@ -298,7 +298,9 @@ def test_explain_tells_the_plan() -> None:
         (1, 3072, 16, idsel.MaxMin(start=0), "panels"),
         (1, 3072, 16, idsel.MaxMin(), "gram"),  # all pairs are multiplied anyway
         (1, 3072, 16, idsel.Coverage(), "gram"),
-        (1, 3073, 3073, idsel.Coverage(), "panels"),  # tokens would leave registers
+        (1, 3073, 3073, idsel.MaxMin(), "panels"),  # tokens would leave registers
+        (1, 16384, 16, idsel.Coverage(), "gram"),  # after the first pick all gains are summed again
+        (1, 16385, 16, idsel.Coverage(), "panels"),  # more than 1 GiB
         (1, 1_000_000, 64, idsel.IDSelection(), "panels"),
         (1, 1_000_000, 64, idsel.TopK(), "norms"),
     ],
@@ -325,7 +327,9 @@ def test_panels_take_little_memory(rule: idsel.Rule, engine: emulated.EmulatedEn
     for tokens, k, most in ((16384, 1638, 16384**2 * 4 // 20), (1_000_000, 64, 400_000_000)):
         features = torch.empty(1, 1, 1, dtype=torch.bfloat16).expand(1, tokens, 1)
         problem = idsel.problem.Problem.of(idsel.problem.Inputs(features, None, None, None), rule, [k], False)
-        assert int(engine._workspace_for(problem)) <= most
+        # Coverage keeps a Gram of up to 1 GiB unless it is told not to.
+        plan = engine._plan(problem, 1 if isinstance(rule, idsel.Coverage) else 0)
+        assert isinstance(plan, dict) and plan["algorithm"] == "panels" and plan["workspace_bytes"] <= most
 
 
 def test_an_installed_package_does_not_know_the_emulator() -> None:
@@ -357,6 +361,7 @@ MUTATIONS = {
     ),
     "a pick that is not absorbed": ("panel_loop.cuh", {"if (step < context.pick.wanted && rule": "if (at < 3 && rule"}),
     "a first pick that raises others unseen": ("row_state.cuh", {"(rises && first": "(rises && score > 9 && first"}),
+    "tied tokens out of order": ("panel_loop.cuh", {"int32_t at = lower + up_to": "int32_t at = up_to"}),
     "overlaps from the panel on alone": ("panel_loop.cuh", {"arch::ld_global_cg(state.overlaps + at)": "0.0f"}),
     "a stale gain accepted on panels": ("coverage_panels.cuh", {"if (!context_.panel->fresh[slot])": "if (best == 0)"}),
     "a dropped tie-break": (

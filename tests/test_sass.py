@@ -145,10 +145,15 @@ def test_docs_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
         sass.write_docs(90, page)
 
 
+def test_what_is_counted_computes_as_the_module_does() -> None:
+    options = (sass.ROOT / "cmake" / "cuda.cmake").read_text()
+    assert all(option in options for option in sass.ARITHMETIC)
+
+
 @pytest.mark.kernels
 @needs_compiler
 def test_compiled_kernels_stay_within_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    status = sass.main(["--check", "--rules", "IDSelection"])
+    status = sass.main(["--check", "--rules", "IDSelection", "panels"])
     captured = capsys.readouterr()
     print(captured.out)
     assert status == 0, captured.err

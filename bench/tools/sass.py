@@ -34,6 +34,7 @@ SOURCES = {
     "HardSuppress": "gram_hard_suppress", "DPP": "gram_dpp", "Coverage": "gram_coverage", "TopK": "gram_top_k",
     "panels": "panel",
 }  # fmt: skip
+ARITHMETIC = ("-fmad=false",)  # as cmake/cuda.cmake has it
 TOKENS = (1, 4, 12)  # a thread; the kernels have a pick loop for each
 
 TOLERANCE = 1.1  # over the record
@@ -236,7 +237,9 @@ def measure(rule: str, arch: int, folder: Path) -> Figures:
     cubin = folder / f"{SOURCES[rule]}.cubin"
     source = ROOT / "csrc" / "cuda" / "inst" / f"{SOURCES[rule]}.cu"
     includes = ["-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc" / "include")]
-    _output("nvcc", "-O3", "-std=c++17", f"-arch=sm_{arch}", *includes, "-cubin", "-o", str(cubin), str(source))
+    _output(
+        "nvcc", "-O3", "-std=c++17", *ARITHMETIC, f"-arch=sm_{arch}", *includes, "-cubin", "-o", str(cubin), str(source)
+    )
     tool = str(cuobjdump())
     return figures_of(rule, _output(tool, "-sass", str(cubin)), _output(tool, "-res-usage", str(cubin)))
 

@@ -159,6 +159,7 @@ IDSEL_DEVICE Float4 ld_global_cg(const Float4* from) {
     const float4 value = __ldcg(reinterpret_cast<const float4*>(from));
     return {value.x, value.y, value.z, value.w};
 }
+IDSEL_DEVICE int32_t ld_global_cg(const int32_t* from) { return __ldcg(from); }
 IDSEL_DEVICE uint64_t ld_global_cg(const uint64_t* from) {
     return __ldcg(reinterpret_cast<const unsigned long long*>(from));
 }
@@ -261,18 +262,17 @@ struct LaunchConfig {
     }
 };
 
-// Enqueues; null, or what went wrong. `too_large`: a cooperative launch had more CTAs than run at the same time.
+// Enqueues; null, or what went wrong.
 template <class Args>
-const char* launch(void (*kernel)(Args), const Launch& how, Args args, bool* too_large = nullptr) {
+const char* launch(void (*kernel)(Args), const Launch& how, Args args) {
     if (const cudaError_t error = allow_shared(kernel, how.shared_bytes)) return words_of(error);
     LaunchConfig launch(how);
     void* values[] = {&args};
-    const cudaError_t error = cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), values);
-    if (too_large != nullptr) *too_large = error == cudaErrorCooperativeLaunchTooLarge;
-    return words_of(error);
+    return words_of(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), values));
 }
 
-// How many CTAs of a cooperative launch the current device runs at the same time; 0 where it has none such.
+// How many CTAs of a cooperative launch the current device runs at the same time; 0 where it has none such, or does not
+// say. `how` is not cooperative: a device is asked about its room.
 template <class Args>
 int64_t resident(void (*kernel)(Args), const Launch& how, int multiprocessors) {
     int device = 0, cooperative = 0, count = 0;

@@ -1,6 +1,6 @@
 // Coverage on panels, lazily as in coverage_state.cuh: a gain is a sum over the tokens of all CTAs, and a row of a
-// panel is what it needs. Each CTA forms sums over runs of its own tokens; every CTA adds up all of them, in the order
-// and in the pairs in which a gain is formed from a row of the Gram.
+// panel is what it needs. Each CTA forms sums over runs of its own tokens; a warp of one of them adds up all of a gain,
+// in the order and in the pairs in which it is formed from a row of the Gram.
 #pragma once
 
 #include "cuda/coverage_state.cuh"
@@ -9,8 +9,8 @@
 namespace idsel::cuda {
 
 IDSEL_DEVICE int64_t sums_pitch(const Sample& sample) { return round_up(ceil_div(sample.n, kRun), 4); }
-IDSEL_DEVICE float* sums_of(const PickArgs& args, const Sample& sample, int turn) {
-    return args.sums + 2 * sample.row + sample.local * kSumsSlack + turn * kGainsAtOnce * sums_pitch(sample);
+IDSEL_DEVICE float* sums_of(const PickArgs& args, const Sample& sample) {
+    return args.sums + sample.row + sample.local * kSumsSlack;
 }
 
 class CoveragePanels {
@@ -30,7 +30,7 @@ class CoveragePanels {
             tokens_.state(i) = rule_.saliency(tokens_.importance(i));
             const float gain = arch::ld_global_cg(first_of(context.args, context.sample, j));
             tokens_.key(i) = order_key(rule_.priority(gain, tokens_.state(i)));
-            rises = rises || !rule_.rises_with_gain(tokens_.state(i));
+            rises = rises || (tokens_.key(i) != 0 && !rule_.rises_with_gain(tokens_.state(i)));
         });
         // Quads are read as a whole.
         const int end = tokens_.count(), padded = static_cast<int>(round_up(end, 4));
@@ -50,9 +50,9 @@ class CoveragePanels {
                 context_.group.sync();
                 Offers offers(context_);
                 if (now.rounds++ == 0) now.rises = offers.noted();
-                const Ready ready = turn_to_panel(context_, tokens_, offers, [](uint64_t) { return true; });
-                if (ready == Ready::kNever) break;
-                if (ready == Ready::kNeedsRows) return false;
+                const uint64_t kept = best_of_panel(context_);
+                if (kept == 0 && offers.best() == 0) break;
+                if (!turn_to_panel(context_, tokens_, offers, kept)) return false;
             }
             pick_in_panel();
         }
@@ -102,21 +102,25 @@ class CoveragePanels {
         }
         arch::cta_sync();
         const int64_t pitch = sums_pitch(context.sample);
-        float* sums = sums_of(context.args, context.sample, context_.now.turn_of_sums);
-        context_.now.turn_of_sums ^= 1;
+        float* sums = sums_of(context.args, context.sample);
         const int runs = static_cast<int>(ceil_div(tokens_.count(), kRun));
         for (int at = thread; at < gains * runs; at += kCtaThreads) {
             const int gain = at / runs, run = at % runs;
             sums[gain * pitch + tokens_.first() / kRun + run] = run_sum(panel->to_sum[gain], run);
         }
         context_.group.sync();
-        for (int gain = arch::warp(); gain < gains; gain += kWarps) {
+        // The CTAs share the gains too: what all of them go by is in one place.
+        float* totals = context_.state().gains;
+        for (int gain = context_.group.rank() * kWarps + arch::warp(); gain < gains;
+             gain += context_.group.ctas() * kWarps) {
             const float sum = total(sums + gain * pitch);
-            const int slot = panel->to_sum[gain];
-            if (arch::lane() == 0) {
-                panel->key[slot] = order_key(rule_.priority(sum, panel->state[slot]));
-                panel->fresh[slot] = true;
-            }
+            if (arch::lane() == 0) totals[gain] = sum;
+        }
+        context_.group.sync();
+        if (thread < gains) {
+            const int slot = panel->to_sum[thread];
+            panel->key[slot] = order_key(rule_.priority(arch::ld_global_cg(totals + thread), panel->state[slot]));
+            panel->fresh[slot] = true;
         }
         arch::cta_sync();
     }

@@ -51,8 +51,8 @@ static_assert(6 * kPanelRows <= kMaxOffers);  // what fewer than 2 * kPanelRows 
 
 // Coverage on panels: how many gains are formed at once.
 constexpr int kGainsAtOnce = kRun;
-// By turns two of so many rows of sums over kRun tokens each: two numbers a token, and what rounding takes.
-constexpr int64_t kSumsSlack = 2 * kGainsAtOnce * 4;
+// Sums over kRun tokens each, for so many gains: a number a token, and what rounding takes.
+constexpr int64_t kSumsSlack = kGainsAtOnce * 4;
 
 constexpr int64_t kMaxTokens = (int64_t{1} << 28) - 1;
 constexpr int64_t kMaxDim = (int64_t{1} << 30) - 1;
@@ -78,6 +78,8 @@ struct alignas(16) Offer {
 // What the CTAs of a group tell one another, in the workspace.
 struct alignas(16) GroupState {
     Offer offers[2][kMaxOffers];              // by turns: some may read the last ones while others write the next
+    float gains[kGainsAtOnce];                // Coverage: of tokens of the panel
+    int32_t tied[kMaxGroup];                  // how many of each CTA's tokens are picked together
     float among[kPanelRows * kPanelRows];     // weights of the panel's tokens with one another
     float overlaps[kPanelRows * kPanelRows];  // DPP: sums over the picks before the panel
 };
@@ -124,7 +126,7 @@ struct PickArgs {
     Tier* tier;      // (rows,), likewise
     float* history;  // (rows, history_depth)
     GroupState* group_states;  // (samples,), where samples are worked on in panels
-    float* sums;               // Coverage on panels: see sums_of() in coverage_panels.cuh
+    float* sums;               // Coverage on panels: of runs, for kGainsAtOnce gains of each sample
     int32_t shared_tokens;     // of a CTA of a group whose numbers fit shared memory
     int64_t rows;
     int64_t gram_width;

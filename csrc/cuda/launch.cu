@@ -49,16 +49,15 @@ struct Launch {
 struct KnownDevice : arch::Device {
     int index;  // -1: not remembered
 
-    // How many CTAs of such a launch of panel_kernel run at the same time; asked once.
+    // How many CTAs of such a launch of panel_kernel run at the same time; asked until the device says so.
     int64_t resident(const Launch& launch) const {
         static std::atomic<int64_t> known[kKnownDevices][kMaxGroups];
         if (index < 0) return arch::resident(launch.kernel, launch.how, multiprocessors);
         std::atomic<int64_t>& count = known[index][launch.how.cluster - 1];
-        // One more than the count, so that 0 stands for "not asked".
         if (count.load(std::memory_order_relaxed) == 0) {
-            count.store(arch::resident(launch.kernel, launch.how, multiprocessors) + 1, std::memory_order_relaxed);
+            count.store(arch::resident(launch.kernel, launch.how, multiprocessors), std::memory_order_relaxed);
         }
-        return count.load(std::memory_order_relaxed) - 1;
+        return count.load(std::memory_order_relaxed);
     }
 };
 
@@ -154,7 +153,7 @@ Launch panel_launch(const idsel_args& args, const Plan& plan, const KnownDevice&
     to.shared_tokens = static_cast<int32_t>(larger(0, smaller(room, kMostSharedTokens)) / kRun * kRun);
     to.cluster = device.clusters && groups_of(to.dim) == kMaxGroups ? kMaxGroups : 1;
     const int shared_bytes = kPanelSharedBytes + to.shared_tokens * kTokenBytes;
-    Launch launch{panel_kernel_of<AllRules>(), {to.cluster, kCtaThreads, shared_bytes, to.cluster, true, args.stream}};
+    Launch launch{panel_kernel_of<AllRules>(), {to.cluster, kCtaThreads, shared_bytes, to.cluster, false, args.stream}};
     const int64_t resident = device.resident(launch);
     // The panel's tokens with one another are a tile too.
     to.group = static_cast<int32_t>(smaller(kMaxGroup, (plan.most_tiles + 1) * to.cluster));
@@ -167,14 +166,12 @@ idsel_status enqueue(const Launch& launch, const KernelArgs& args) {
     return error == nullptr ? IDSEL_OK : fail(IDSEL_DEVICE_ERROR, "launching the kernel failed: %s", error);
 }
 
-// A device may have less room than it says, such as a part of it that others use too: then with fewer CTAs. In the end
-// each sample has one, which waits for nobody.
+// A device may refuse it, for want of room where others use a part of it too: then with fewer CTAs. In the end each
+// sample has one, which waits for nobody.
 idsel_status enqueue_panels(Launch launch, KernelArgs args) {
-    bool too_large = true;
-    for (; too_large && launch.how.grid > 0; launch.how.grid = launch.how.grid / 2 / args.cluster * args.cluster) {
-        const char* error = arch::launch(launch.kernel, launch.how, args, &too_large);
-        if (error == nullptr) return IDSEL_OK;
-        if (!too_large) return fail(IDSEL_DEVICE_ERROR, "launching the kernel failed: %s", error);
+    launch.how.cooperative = true;
+    for (; launch.how.grid > 0; launch.how.grid = launch.how.grid / 2 / args.cluster * args.cluster) {
+        if (arch::launch(launch.kernel, launch.how, args) == nullptr) return IDSEL_OK;
     }
     args.group = args.cluster = 1;
     launch.how.grid = args.samples;

@@ -13,7 +13,6 @@ struct Panel {
     uint32_t key[kPanelRows];   // 0: picked, or without a priority
     float state[kPanelRows];
     float importance[kPanelRows];
-    bool has_rows;  // its weights are there
     int32_t since;  // picks before it
     // The picks of a round.
     Pick picks[kPanelRows];
@@ -36,8 +35,7 @@ struct PanelWeights {
 // How far the picks of a sample have come: what the loop needs to go on after a phase. In shared memory.
 struct Progress {
     int32_t picks, rounds;
-    int32_t turn;  // of the offers
-    int32_t turn_of_sums;
+    int32_t turn;    // of the offers
     int64_t below;   // picks of lower tokens than this CTA's
     uint64_t bound;  // the highest rank outside of the panel
     uint64_t best;   // the highest rank of all, in the present round
@@ -335,7 +333,7 @@ IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Off
         const int place = panel->slots[thread];
         if (place >= 0) panel->state[place] = state, panel->importance[place] = importance;
     }
-    if (thread == 0) panel->has_rows = false, panel->since = picks;
+    if (thread == 0) panel->since = picks;
     if (thread < kPanelRows) {
         panel->fresh[thread] = false;
         tokens.enter_panel(panel->token[thread]);

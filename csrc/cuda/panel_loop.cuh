@@ -46,24 +46,52 @@ IDSEL_DEVICE void sum_overlaps(GroupContext& context, const Rule& rule, int pick
     }
 }
 
-// Whether picks can be made.
-enum class Ready {
-    kYes,
-    kNeedsRows,  // once those of the panel are there
-    kNever,      // no token has a priority
-};
+// Picks all tokens of `key`, by key_of_token(slot), of the group together: none of them changes what is left. CTAs own
+// neighbouring tokens, so the lowest index comes first if each counts those of the CTAs before it.
+template <class KeyOfToken>
+IDSEL_DEVICE void take_tied(GroupContext& context, OwnTokens& tokens, uint32_t key, float score,
+                            KeyOfToken&& key_of_token) {
+    int32_t* tied = context.state().tied;
+    arch::cta_sync();  // what other threads have done to a token is there
+    // Each thread has a run of neighbours.
+    const auto length = static_cast<int>(ceil_div(tokens.count(), kCtaThreads));
+    const int begin = length * arch::thread();
+    const auto end = static_cast<int>(smaller(tokens.count(), begin + length));
+    int32_t mine = 0;
+    for (int i = begin; i < end; ++i) mine += key_of_token(i) == key ? 1 : 0;
+    const int32_t up_to = cta_sum_up_to(mine, context.pick.reduce);
+    if (arch::thread() == kCtaThreads - 1) tied[context.group.rank()] = up_to;
+    context.group.sync();
+    int32_t lower = 0, all = 0;
+    for (int cta = arch::thread(); cta < context.group.ctas(); cta += kCtaThreads) {
+        const int32_t count = arch::ld_global_cg(tied + cta);
+        all += count;
+        lower += cta < context.group.rank() ? count : 0;
+    }
+    lower = cta_sum(lower, context.pick.reduce);
+    all = cta_sum(all, context.pick.reduce);
+    const int left = context.pick.wanted - context.now.picks;
+    int32_t at = lower + up_to - mine;
+    for (int i = begin; i < end && at < left; ++i) {
+        if (key_of_token(i) != key) continue;
+        tokens.pick(context.pick, i, context.now.picks + at, score);
+        ++at;
+    }
+    arch::cta_sync();  // as above
+    context.now.picks += all < left ? all : left;
+    context.now.below += lower < left ? lower : left;
+    Panel* panel = context.panel;
+    const int slot = arch::thread();
+    if (slot < kPanelRows && panel->key[slot] == key) panel->token[slot] = -1, panel->key[slot] = 0;
+}
 
-// Turns to a panel that has the token which ranks highest of all, with its row if needs_row(its rank), and to what
-// ranks highest outside of it.
-template <class NeedsRow>
-IDSEL_DEVICE Ready turn_to_panel(GroupContext& context, OwnTokens& tokens, Offers& offers, NeedsRow&& needs_row) {
-    const uint64_t kept = best_of_panel(context);
-    context.now.best = kept > offers.best() ? kept : offers.best();
+// Turns to a panel that has the token which ranks highest of all, and to what ranks highest outside of it. False where
+// it is a new one, whose rows are needed.
+IDSEL_DEVICE bool turn_to_panel(GroupContext& context, OwnTokens& tokens, Offers& offers, uint64_t kept) {
     context.now.bound = offers.best();
-    if (context.now.best == 0) return Ready::kNever;
-    if (kept > offers.best() && (context.panel->has_rows || !needs_row(kept))) return Ready::kYes;
+    if (kept > offers.best()) return true;
     context.now.bound = choose_panel(context, tokens, offers, context.now.picks);
-    return needs_row(context.now.best) ? Ready::kNeedsRows : Ready::kYes;
+    return false;
 }
 
 // Once all CTAs have computed their part of them.
@@ -73,7 +101,6 @@ IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
         context.weights->among[at] = arch::ld_global_cg(state.among + at);
         if (has_history) context.weights->overlaps[at] = arch::ld_global_cg(state.overlaps + at);
     }
-    if (arch::thread() == 0) context.panel->has_rows = true;
     count_work(context, 1, 1);
     arch::cta_sync();
 }
@@ -95,7 +122,6 @@ IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
         const int token = index_of(top.rank), step = picks + count + 1;
         const float score = value_of(key_of(top.rank));
         const bool changes = step < wanted && rule.changes(step, score);
-        if (changes && !panel->has_rows) break;
         tokens.take(top.slot);
         if (arch::lane() == 0) panel->picks[count] = {token, score}, panel->slots[count] = top.slot;
         ++count;
@@ -154,16 +180,20 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
                 [&](int i) { return tokens.competes(i) && !tokens.in_panel(i); });
             context.group.sync();
             Offers offers(context);
-            if (now.rounds++ == 0) now.rises = offers.noted();
-            const auto needs_row = [&](uint64_t rank) {
-                return now.picks + 1 < context.pick.wanted && rule.changes(now.picks + 1, value_of(key_of(rank)));
-            };
-            const Ready ready = turn_to_panel(context, tokens, offers, needs_row);
-            if constexpr (Rule::kNeedsBest) {
-                if (now.rounds == 1) rule.rank(tokens, key_of(now.best));
+            const uint64_t kept = best_of_panel(context);
+            now.best = kept > offers.best() ? kept : offers.best();
+            if (now.rounds++ == 0) {
+                now.rises = offers.noted();
+                if constexpr (Rule::kNeedsBest) rule.rank(tokens, key_of(now.best));
             }
-            if (ready == Ready::kNever) break;
-            if (ready == Ready::kNeedsRows) {
+            if (now.best == 0) break;
+            const uint32_t key = key_of(now.best);
+            if (now.picks + 1 == context.pick.wanted || !rule.changes(now.picks + 1, value_of(key))) {
+                take_tied(context, tokens, key, value_of(key),
+                          [&](int i) { return tokens.competes(i) ? tokens.key(i) : 0; });
+                continue;
+            }
+            if (!turn_to_panel(context, tokens, offers, kept)) {
                 if constexpr (Rule::kHasHistory) sum_overlaps(context, rule, now.picks);
                 return false;
             }
@@ -177,12 +207,13 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
 
 // Tokens without a priority: by importance, then those that are not usable by index. They get none any more.
 IDSEL_DEVICE void take_rest(GroupContext& context, OwnTokens& tokens) {
+    const auto key_of_rest = [&](int i) {
+        return tokens.competes(i) ? order_of(tokens.importance(i)) : tokens.unusable(i) ? 1u : 0u;
+    };
     int& picks = context.now.picks;
     while (picks < context.pick.wanted) {
         arch::cta_sync();  // nobody reads the last ranks any more
-        make_offers(
-            context, tokens, false, [&](int i) { return tokens.competes(i) ? order_of(tokens.importance(i)) : 1u; },
-            [&](int i) { return tokens.competes(i) || tokens.unusable(i); });
+        make_offers(context, tokens, false, key_of_rest, [](int) { return true; });
         context.group.sync();
         Offers offers(context);
         if (offers.best() == 0) break;
@@ -190,6 +221,10 @@ IDSEL_DEVICE void take_rest(GroupContext& context, OwnTokens& tokens) {
         if (arch::thread() < kPanelRows) in_order[arch::thread()] = 0;
         arch::cta_sync();
         const uint64_t bound = offers.choose(0, [&](int place, int at) { in_order[place] = context.ranks()[at]; });
+        if (key_of(bound) == key_of(offers.best())) {  // so many tie that not all are offered
+            take_tied(context, tokens, key_of(bound), -INFINITY, key_of_rest);
+            continue;
+        }
         for (int at = 0; at < kPanelRows && picks < context.pick.wanted; ++at) {
             const uint64_t rank = in_order[at];
             if (rank == 0 || rank < bound) break;

@@ -59,6 +59,7 @@ constexpr GramPays kGramPays = {1024, 2048, 16384, kMaxRegisterTokens, 16};
 
 bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
     if (args.gram_budget > 0) return true;
+    if (rule.state == State::kCoverage) return true;
     const int64_t n = args.tokens;
     const bool few = larger(1, args.batch) * n < kGramPays.few;
     if (n <= (few ? kGramPays.alone_up_to : kGramPays.batch_up_to)) return true;
@@ -70,7 +71,8 @@ bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
 Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
     const int64_t budget = gram_budget_of(args);
     // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
-    const int64_t most = args.gram_budget > 0 ? tokens : kGramPays.ever_up_to;
+    const bool always = args.gram_budget > 0 || rule.state == State::kCoverage;
+    const int64_t most = always ? tokens : kGramPays.ever_up_to;
     const bool pays = ragged ? tokens <= most : gram_pays(args, rule);
     // A panel is no smaller than the Gram of as many tokens.
     keeps_gram = !rule.needs_similarities || tokens <= kPanelRows || (pays && tokens <= budget / tokens);
@@ -103,7 +105,7 @@ int64_t Plan::lay_out(void* base, KernelArgs& to) const {
     to.history = layout.take<float>(rows * history_depth);
     to.group_states = layout.take<GroupState>(keeps_gram ? 0 : samples);
     const bool sums = !keeps_gram && rule.state == State::kCoverage;
-    to.sums = layout.take<float>(sums ? 2 * rows + samples * kSumsSlack : 0);
+    to.sums = layout.take<float>(sums ? rows + samples * kSumsSlack : 0);
     return layout.used();
 }
 

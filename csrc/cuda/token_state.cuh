@@ -366,6 +366,17 @@ class MemoryTokens {
         }
     }
 
+    // The same of a slot, by any thread, which takes the token too.
+    IDSEL_DEVICE void pick(const Context& context, int i, int64_t step, float score) {
+        tier_[i] = Tier::kNotThere;
+        key(i) = 0;
+        if (context.sort) {
+            number(kScore, i) = score;
+        } else {
+            write_pick(context, step, first_ + i, score);
+        }
+    }
+
     // Sorted, each thread has a run of neighbouring tokens. One that is not there is picked or masked. `before`: picks
     // of lower tokens than those of this CTA.
     IDSEL_DEVICE void flush(Context& context, int64_t /*picks*/, int64_t before = 0) const {

@@ -126,6 +126,7 @@ inline Float2 ld_global_nc_8(const void* from) { return loaded<Float2>(from); }
 inline uint32_t ld_global_nc_2(const void* from) { return loaded<uint16_t>(from); }
 inline float ld_global_cg(const float* from) { return *from; }
 inline Float4 ld_global_cg(const Float4* from) { return loaded<Float4>(from); }
+inline int32_t ld_global_cg(const int32_t* from) { return *from; }
 inline uint64_t ld_global_cg(const uint64_t* from) { return *from; }
 inline float ld_any(const float* from) { return *from; }
 inline Float4 ld_any(const Float4* from) { return loaded<Float4>(from); }
@@ -223,10 +224,9 @@ inline int number_from(const char* variable, int otherwise) {
 
 // A cooperative launch has room for IDSEL_EMULATOR_ROOM CTAs; a device that is busy has less than resident() says.
 template <class Args>
-const char* launch(void (*kernel)(Args), const Launch& how, Args args, bool* too_large = nullptr) {
-    const bool fits = !how.cooperative || how.grid <= number_from("IDSEL_EMULATOR_ROOM", 1 << 30);
-    if (too_large != nullptr) *too_large = !fits;
-    if (!fits) return "too many CTAs for a cooperative launch";
+const char* launch(void (*kernel)(Args), const Launch& how, Args args) {
+    if (how.cooperative && how.grid > number_from("IDSEL_EMULATOR_ROOM", 1 << 30))
+        return "too many CTAs for a cooperative launch";
     return emulator::launch([kernel, &args] { kernel(args); }, how.grid, how.threads, how.shared_bytes, how.cluster,
                             how.cooperative);
 }

@@ -144,7 +144,7 @@ typedef struct idsel_plan {
     int32_t panel_rows; /* of panels */
     int64_t launches;
     int64_t workspace_bytes;
-    int64_t least_panels; /* of a sample: how many depends on the picks, and is at most one per pick */
+    int64_t least_panels; /* of a sample: how many depends on the picks */
     int64_t most_panels;
     double least_flops; /* for the dot products of all samples; 0 for a ragged batch, whose lengths are on the device */
     double most_flops;
