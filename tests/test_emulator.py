@@ -169,6 +169,13 @@ def test_many_tokens(rule: str, tokens: int, monkeypatch: pytest.MonkeyPatch) ->
         assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run)), run
 
 
+@pytest.mark.parametrize("rule", [idsel.IDSelection(), idsel.MaxMin(start=0)], ids=str)
+def test_a_group_as_large_as_on_a_gpu(rule: idsel.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """67 CTAs, each of which offers two tokens."""
+    call = Call(clustered(1, 4200, 1).inputs(), 8)
+    assert same(_whole(call, rule, monkeypatch), _on_panels(call, rule, monkeypatch, Run(132)))
+
+
 @pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
 def test_sorted_on_panels(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = _hurting()
@@ -204,7 +211,9 @@ def test_a_panel_is_kept_while_picks_come_from_it(
     assert 1 <= panels < rounds < 32
 
 
-def test_no_pick_needs_no_panel(engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pick_that_changes_nothing_needs_no_panel(
+    engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last pick needs no row, and one that changes nothing does not either."""
     case = clustered(1, 100, 8)
     made = torch.zeros(1, 2, dtype=torch.int64)
@@ -278,8 +287,9 @@ def test_explain_tells_the_plan() -> None:
     assert "reads rows of it, those whose gain could win, per pick" in _explained(300, 2, idsel.Coverage()).algorithm
     panels = _explained(17_000, 130, idsel.MMR()).algorithm
     assert "panels of 64 rows of the Gram by tensor cores and a group of CTAs per sample" in panels
-    assert "(3 to 129, 0.00656 GFLOP to 0.282 GFLOP); 4.7 MiB of workspace" in panels
-    assert "(at least 3, at least 0.586 GFLOP); 5.1 MiB" in _explained(17_000, 130, idsel.Coverage()).algorithm
+    flops = "0.00656 GFLOP to 0.282 GFLOP"
+    assert f"(3 to 129, {flops}; fewer where picks change nothing); 4.7 MiB of workspace" in panels
+    assert "(as many as the gains call for); 5.1 MiB" in _explained(17_000, 130, idsel.Coverage()).algorithm
     offsets = torch.tensor([0, 17_000], dtype=torch.int32)
     ragged = _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
     assert "2 launches" in ragged and "of the samples that are too long for a whole one" in ragged
@@ -321,10 +331,25 @@ def test_the_planner_chooses_between_the_gram_and_panels(
         ]
 
 
-@pytest.mark.parametrize("rule", [idsel.IDSelection(), idsel.MMR(), idsel.MaxMin(), idsel.Coverage()], ids=str)
+def test_short_samples_of_a_ragged_batch_keep_their_gram(
+    engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = ragged((3100, 40), 1)
+    made = torch.zeros(2, 2, dtype=torch.int64)
+    monkeypatch.setattr(engine, "panels_made", made)
+    for budget, rounds in ((0, [True, False]), (4 * 100 * 3140, [True, False]), (WHOLE, [False, False])):
+        made.zero_()
+        _on_panels(Call(case.inputs(), 2), idsel.HardSuppress(), monkeypatch, Run(1), budget)
+        assert (made[:, 0] > 0).tolist() == rounds
+
+
+@pytest.mark.parametrize(
+    "rule", [idsel.IDSelection(), idsel.MMR(), idsel.MaxMin(), idsel.Coverage(), idsel.DPP()], ids=str
+)
 def test_panels_take_little_memory(rule: idsel.Rule, engine: emulated.EmulatedEngine) -> None:
-    """At most a twentieth of the Gram's numbers; a million tokens in a few hundred megabytes."""
+    """At most a twentieth of the Gram's numbers; a million tokens in a few hundred megabytes. DPP has k N more."""
     for tokens, k, most in ((16384, 1638, 16384**2 * 4 // 20), (1_000_000, 64, 400_000_000)):
+        most += k * tokens * 4 if isinstance(rule, idsel.DPP) else 0
         features = torch.empty(1, 1, 1, dtype=torch.bfloat16).expand(1, tokens, 1)
         problem = idsel.problem.Problem.of(idsel.problem.Inputs(features, None, None, None), rule, [k], False)
         # Coverage keeps a Gram of up to 1 GiB unless it is told not to.

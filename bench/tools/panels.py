@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 import idsel_kernels as idsel
+from bench.tools.sass import replace_between
 from idsel_kernels.engines.reference import Batch, DPPState, rule_state
 from idsel_kernels.inputs import clustered
 from idsel_kernels.picture import bundled_patches
@@ -92,6 +92,11 @@ def ranked(priority: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.
 
 def tokens_of(rank: torch.Tensor) -> torch.Tensor:
     """The tokens of ranks."""
+    return _LOW - (rank & _LOW)
+
+
+def token_of(rank: int) -> int:
+    """The token of a rank."""
     return _LOW - (rank & _LOW)
 
 
@@ -271,7 +276,7 @@ def replay(ranking: Ranking, importance: torch.Tensor, wanted: int, ctas: int) -
             break
         if rounds == 1:
             ranking.open()
-        if not ranking.needs_row(len(picks) + 1, _LOW - (best & _LOW)):
+        if not ranking.needs_row(len(picks) + 1, token_of(best)):
             tied = (ranking.rank >> 32 == best >> 32).nonzero()[: wanted - len(picks), 0]
             picks += tied.tolist()
             ranking.rank[tied] = NONE
@@ -297,7 +302,7 @@ def _pick_in_panel(ranking: Ranking, panel: torch.Tensor, bound: int, picks: lis
         top = best_of(ranking.rank[panel])
         if top == NONE or top < bound:
             return
-        token, step = _LOW - (top & _LOW), len(picks) + 1
+        token, step = token_of(top), len(picks) + 1
         if not ranking.settle(token, panel):
             continue
         picks.append(token)
@@ -378,16 +383,6 @@ def markdown(rows: list[Row], ks: list[str], ctas: int) -> str:
     return "\n".join([*table, "", *textwrap.wrap(note, 120, break_on_hyphens=False)])
 
 
-def write_docs(table: str, page: Path = PAGE) -> None:
-    """Replaces what is between the markers."""
-    begin, end = MARKERS
-    text = page.read_text()
-    if begin not in text or end not in text:
-        raise LookupError(f"{page.name} has no markers {begin} and {end}")
-    between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    page.write_text(between.sub(lambda _: f"{begin}\n\n{table}\n\n{end}", text, count=1))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Prints the counts as they come, and documents them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -406,7 +401,7 @@ def main(arguments: list[str] | None = None) -> None:
         show(line(row))
     show(f"\n{time.monotonic() - began:.0f} s")
     if options.docs:
-        write_docs(markdown(rows, options.k, options.ctas))
+        replace_between(PAGE, MARKERS, markdown(rows, options.k, options.ctas))
 
 
 if __name__ == "__main__":

@@ -366,13 +366,17 @@ def write_docs(arch: int, page: Path = PAGE) -> None:
     entry = read_record().get(str(arch))
     if entry is None:
         raise LookupError(f"nothing is recorded for {arch}")
-    begin, end = MARKERS
+    replace_between(page, MARKERS, markdown(arch, entry["nvcc"], entry["rules"]))
+
+
+def replace_between(page: Path, markers: tuple[str, str], text: str) -> None:
+    """Puts text between two markers of a page."""
+    begin, end = markers
     before, found_begin, rest = page.read_text().partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
         raise LookupError(f"{page.name} has no markers {begin} and {end}")
-    table = markdown(arch, entry["nvcc"], entry["rules"])
-    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _span(recorded: dict[str, Figures], part: str, name: str) -> str:

@@ -266,9 +266,9 @@ struct LaunchConfig {
 template <class Args>
 const char* launch(void (*kernel)(Args), const Launch& how, Args args) {
     if (const cudaError_t error = allow_shared(kernel, how.shared_bytes)) return words_of(error);
-    LaunchConfig launch(how);
+    LaunchConfig described(how);
     void* values[] = {&args};
-    return words_of(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), values));
+    return words_of(cudaLaunchKernelExC(&described.config, reinterpret_cast<const void*>(kernel), values));
 }
 
 // How many CTAs of a cooperative launch the current device runs at the same time; 0 where it has none such, or does not
@@ -281,8 +281,8 @@ int64_t resident(void (*kernel)(Args), const Launch& how, int multiprocessors) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
     if (error == cudaSuccess) error = allow_shared(kernel, how.shared_bytes);
     if (error == cudaSuccess && how.cluster > 1) {
-        LaunchConfig launch(how);
-        error = cudaOccupancyMaxActiveClusters(&count, code, &launch.config);
+        LaunchConfig described(how);
+        error = cudaOccupancyMaxActiveClusters(&count, code, &described.config);
         count *= how.cluster;
     } else if (error == cudaSuccess) {
         error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, code, how.threads,

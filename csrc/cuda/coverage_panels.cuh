@@ -44,11 +44,7 @@ class CoveragePanels {
         if (has_rows) read_rows(context_, false);
         for (; now.picks < context_.pick.wanted; has_rows = false) {
             if (!has_rows) {
-                make_offers(
-                    context_, tokens_, now.rises, [&](int i) { return tokens_.key(i); },
-                    [&](int i) { return tokens_.competes(i) && !tokens_.in_panel(i); });
-                context_.group.sync();
-                Offers offers(context_);
+                Offers offers = collect_offers(context_, tokens_);
                 if (now.rounds++ == 0) now.rises = offers.noted();
                 const uint64_t kept = best_of_panel(context_);
                 if (kept == 0 && offers.best() == 0) break;
@@ -79,9 +75,9 @@ class CoveragePanels {
     IDSEL_DEVICE int slot_of(uint64_t rank) {
         Panel* panel = context_.panel;
         const int thread = arch::thread();
-        if (thread < kPanelRows && panel->token[thread] == index_of(rank)) panel->count = thread;
+        if (thread < kPanelRows && panel->token[thread] == index_of(rank)) panel->slot_of_best = thread;
         arch::cta_sync();
-        return panel->count;
+        return panel->slot_of_best;
     }
 
     // Sums the gains of the panel's best tokens that are not fresh.

@@ -78,7 +78,6 @@ class HistoryState {
     IDSEL_DEVICE bool rises(const Tokens&, int, uint32_t) const {
         return false;
     }
-    IDSEL_DEVICE bool needs_nearest() const { return false; }
 
   private:
     DPP rule_;

@@ -34,14 +34,14 @@ constexpr int kMaxSamples = kCtaThreads;
 constexpr int kMaxTokensPerThread = 12;
 constexpr int64_t kMaxRegisterTokens = int64_t{kMaxTokensPerThread} * kCtaThreads;
 
-// Per token of a longer sample: six numbers and a byte, in the workspace.
+// Per token of a longer sample: six numbers and a byte, in the workspace or in shared memory.
 constexpr int kTokenNumbers = 6;
 
 // A CTA group works on one sample: at most so many CTAs.
 constexpr int64_t kMaxGroup = 256;
 
 // How many of its best tokens each CTA of a group offers for a panel, of so many CTAs; and one more, which bounds what
-// it has not offered. All together offer twice what a panel takes, but no CTA fewer than two.
+// it has not offered. All together offer twice what a panel takes, but no CTA fewer than two or more than a panel.
 IDSEL_HD int offers_of(int ctas) {
     const int share = (2 * kPanelRows + ctas - 1) / ctas, most = share < kPanelRows ? share : kPanelRows;
     return most > 2 ? most : 2;
@@ -64,8 +64,8 @@ constexpr int kCounterTicket = 0;
 constexpr int kCounterLaunchDepartures = 1;
 constexpr int kLaunchCounters = 4;
 constexpr int kCounterBarrier = 0;
-constexpr int kCounterArrivals = 2;
-constexpr int kCounterDepartures = 3;
+constexpr int kCounterArrivals = 1;
+constexpr int kCounterDepartures = 2;
 constexpr int64_t kCountersPerSample = 4;
 
 // A token for a panel, as its owner knows it.

@@ -13,14 +13,16 @@ struct Panel {
     uint32_t key[kPanelRows];   // 0: picked, or without a priority
     float state[kPanelRows];
     float importance[kPanelRows];
-    int32_t since;  // picks before it
-    // The picks of a round.
+    int32_t since;                 // picks before it
+    int32_t moved_to[kPanelRows];  // the slot in the next panel; -1: none
+    // The picks of a round, and their slots.
     Pick picks[kPanelRows];
     int32_t slots[kPanelRows];
     int32_t count;
     // Coverage: whether a gain has been summed for the present picks; and of which tokens it is to be next.
     bool fresh[kPanelRows];
     int32_t to_sum[kGainsAtOnce];
+    int32_t slot_of_best;
 };
 
 // Beside it, where the tile's buffers were.
@@ -173,7 +175,7 @@ class OwnTokens : public MemoryTokens {
         if (is_here(token)) set_fresh(token - first());
     }
     IDSEL_DEVICE void leave_panel(int token, uint32_t with_key) {
-        if (is_here(token)) number(kExtra, token - first()) = 0.0f, key(token - first()) = with_key;
+        if (is_here(token)) number(kFresh, token - first()) = 0.0f, key(token - first()) = with_key;
     }
     IDSEL_DEVICE void set_slot_of_pick(int slot) { picked_slot_ = slot; }
 
@@ -205,10 +207,10 @@ class OwnTokens : public MemoryTokens {
     int picked_slot_ = 0;
 };
 
-// Each CTA's best tokens by key(slot) of those with use(slot), to the workspace: offers, and one more as a bound, which
-// carries a note.
-template <class Key, class Use>
-IDSEL_DEVICE void make_offers(GroupContext& context, OwnTokens& tokens, bool note, Key&& key, Use&& use) {
+// Each CTA's best tokens by key(slot), 0 for those that are not offered, to the workspace: offers, and one more as a
+// bound, which carries a note.
+template <class Key>
+IDSEL_DEVICE void make_offers(GroupContext& context, OwnTokens& tokens, bool note, Key&& key) {
     const int offers = offers_of(context.group.ctas());
     Offer* mine = context.state().offers[context.now.turn] + context.group.rank() * (offers + 1);
     uint64_t below = ~uint64_t{0};
@@ -217,7 +219,7 @@ IDSEL_DEVICE void make_offers(GroupContext& context, OwnTokens& tokens, bool not
         int slot = 0;
         if (below != 0) {
             tokens.for_each([&](int i, int j) {
-                const uint32_t of_token = use(i) ? key(i) : 0u;
+                const uint32_t of_token = key(i);
                 const uint64_t rank = ranked(of_token, j);
                 if (of_token != 0 && rank < below && rank > best) best = rank, slot = i;
             });
@@ -301,8 +303,16 @@ class Offers {
     uint64_t bound_ = 0;  // of what has not been offered, as far as this thread has seen it
 };
 
+// What all CTAs offer, of tokens that compete and are not in the panel: a new round.
+IDSEL_DEVICE Offers collect_offers(GroupContext& context, OwnTokens& tokens) {
+    make_offers(context, tokens, context.now.rises,
+                [&](int i) { return tokens.competes(i) && !tokens.in_panel(i) ? tokens.key(i) : 0u; });
+    context.group.sync();
+    return Offers(context);
+}
+
 // A new panel from the offers and what is left of the old one. Returns the highest rank outside of it.
-IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Offers& offers, int picks) {
+IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Offers& offers) {
     Panel* panel = context.panel;
     const int thread = arch::thread();
     uint64_t* ranks = context.ranks();
@@ -316,7 +326,7 @@ IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Off
         tokens.leave_panel(token, key);
     }
     arch::cta_sync();  // what the old one had is in registers, and its ranks are among the others
-    if (thread < kPanelRows) panel->token[thread] = panel->slots[thread] = -1, panel->key[thread] = 0;
+    if (thread < kPanelRows) panel->token[thread] = panel->moved_to[thread] = -1, panel->key[thread] = 0;
     arch::cta_sync();
     const uint64_t bound = offers.choose(kPanelRows, [&](int place, int at) {
         const uint64_t rank = ranks[at];
@@ -326,14 +336,14 @@ IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Off
             panel->state[place] = arch::ld_global_cg(&offers.offer(at).state);
             panel->importance[place] = arch::ld_global_cg(&offers.offer(at).importance);
         } else {
-            panel->slots[at - offers.count()] = place;
+            panel->moved_to[at - offers.count()] = place;
         }
     });
     if (thread < kPanelRows) {
-        const int place = panel->slots[thread];
+        const int place = panel->moved_to[thread];
         if (place >= 0) panel->state[place] = state, panel->importance[place] = importance;
     }
-    if (thread == 0) panel->since = picks;
+    if (thread == 0) panel->since = context.now.picks;
     if (thread < kPanelRows) {
         panel->fresh[thread] = false;
         tokens.enter_panel(panel->token[thread]);

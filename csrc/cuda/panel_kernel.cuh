@@ -84,7 +84,7 @@ IDSEL_DEVICE_CALL Phase go_on(Phase done) {
         if (arch::thread() == 0) shared.progress = context.now;  // all have read the last one, and sync before the next
         return next;
     }
-    count_work(context, 0, context.now.rounds);
+    add_to_counts(context, context.now.rounds, 0);
     take_rest(context, tokens);
     tokens.flush(context.pick, context.now.picks, context.now.below);
     if (context.group.rank() == 0) write_padding(context.pick, context.now.picks);
@@ -106,9 +106,10 @@ IDSEL_DEVICE Phase go_on_by_id(int32_t id, Phase done, RuleList<R...>) {
 
 // The CTAs of the launch are shared out among the samples whose Gram is not kept; a group of them owns the tokens of a
 // sample. Others are left to gram_kernel.
-// Shared memory: kPanelSharedBytes, 60 KiB, and kTokenBytes for each of up to kMostSharedTokens tokens of the CTA.
-// Synchronises the group once per round, and once per panel; Coverage once more for kGainsAtOnce gains.
-// Reads: features once for norms; per panel once, and kPanelRows rows of them for each 64 tokens. Flops: 2 * kPanelRows
+// Shared memory: kPanelSharedBytes, 58 KiB, and kTokenBytes for each of `shared_tokens`.
+// Synchronises the group once per round, and once per panel; Coverage twice more for each kGainsAtOnce gains, tied
+// picks once more. Reads: features once for norms; per panel once, and kPanelRows rows of them for each 64 tokens.
+// Flops: 2 * kPanelRows
 // * N * D per panel; for the first priorities of MaxMin N * N * D, of Coverage twice that.
 template <class Rules>
 IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) panel_kernel(const IDSEL_GRID_CONSTANT KernelArgs args) {

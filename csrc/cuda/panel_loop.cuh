@@ -6,6 +6,15 @@
 //   each CTA absorbs these picks into its own tokens.
 // Priorities that only fall make what a round knows of the tokens outside of the panel an upper bound. A pick after
 // which some may have risen is the last of its round.
+//
+// clang-format off
+// contract: rule state on panels: cuda/row_state.cuh cuda/history_state.cuh
+// What is asked of a rule state besides what pick_loop.cuh asks.
+//   bool kHasHistory               whether it has overlap(picks, i, j), what two tokens have in common along so many picks,
+//                                  and carries kept() from phase to phase, which restore(kept) sets again
+//   bool rises(tokens, slot, key)  whether bringing a token's state into range raises its priority above `key`
+//   bool raises(step, score, rises)  whether the pick of that number may raise priorities of others
+// clang-format on
 #pragma once
 
 #include "cuda/panel.cuh"
@@ -14,18 +23,16 @@ namespace idsel::cuda {
 
 IDSEL_DEVICE void record(GroupContext& context, OwnTokens& tokens, int64_t step, const Pick& pick) {
     context.now.below += pick.token < tokens.first() ? 1 : 0;
-    if (context.pick.sort) {
-        tokens.record(context.pick, step, pick.token, pick.score);
-    } else if (context.group.rank() == 0 && arch::thread() == 0) {
-        write_pick(context.pick, step, pick.token, pick.score);
-    }
+    tokens.record(context.pick, step, pick.token, pick.score);
 }
 
-// Adds to the counts of rounds, 0, or panels, 1, of the sample.
-IDSEL_DEVICE void count_work(const GroupContext& context, int which, int more) {
+// Counts of rounds, then of panels, of each sample.
+IDSEL_DEVICE void add_to_counts(const GroupContext& context, int rounds, int panels) {
     unsigned long long* counts = context.pick.args.panels_made;
     if (counts == nullptr || context.group.rank() != 0 || arch::thread() != 0) return;
-    arch::red_add(counts + context.pick.sample.index * 2 + which, static_cast<unsigned long long>(more));
+    counts += context.pick.sample.index * 2;
+    arch::red_add(counts, static_cast<unsigned long long>(rounds));
+    arch::red_add(counts + 1, static_cast<unsigned long long>(panels));
 }
 
 IDSEL_DEVICE uint64_t best_of_panel(GroupContext& context) {
@@ -37,12 +44,12 @@ IDSEL_DEVICE uint64_t best_of_panel(GroupContext& context) {
 
 // DPP: what the panel's tokens have in common along the picks before it. The CTAs share the pairs.
 template <class Rule>
-IDSEL_DEVICE void sum_overlaps(GroupContext& context, const Rule& rule, int picks) {
+IDSEL_DEVICE void sum_overlaps(GroupContext& context, const Rule& rule) {
     const int32_t* token = context.panel->token;
     const int step = context.group.ctas() * kCtaThreads;
     for (int at = context.group.rank() * kCtaThreads + arch::thread(); at < kPanelRows * kPanelRows; at += step) {
         const int a = token[at / kPanelRows], b = token[at % kPanelRows];
-        context.state().overlaps[at] = a >= 0 && b >= 0 ? rule.overlap(picks, a, b) : 0.0f;
+        context.state().overlaps[at] = a >= 0 && b >= 0 ? rule.overlap(context.now.picks, a, b) : 0.0f;
     }
 }
 
@@ -53,12 +60,9 @@ IDSEL_DEVICE void take_tied(GroupContext& context, OwnTokens& tokens, uint32_t k
                             KeyOfToken&& key_of_token) {
     int32_t* tied = context.state().tied;
     arch::cta_sync();  // what other threads have done to a token is there
-    // Each thread has a run of neighbours.
-    const auto length = static_cast<int>(ceil_div(tokens.count(), kCtaThreads));
-    const int begin = length * arch::thread();
-    const auto end = static_cast<int>(smaller(tokens.count(), begin + length));
+    const MemoryTokens::SlotRange run = tokens.run_of_thread();
     int32_t mine = 0;
-    for (int i = begin; i < end; ++i) mine += key_of_token(i) == key ? 1 : 0;
+    for (int i = run.begin; i < run.end; ++i) mine += key_of_token(i) == key ? 1 : 0;
     const int32_t up_to = cta_sum_up_to(mine, context.pick.reduce);
     if (arch::thread() == kCtaThreads - 1) tied[context.group.rank()] = up_to;
     context.group.sync();
@@ -72,7 +76,7 @@ IDSEL_DEVICE void take_tied(GroupContext& context, OwnTokens& tokens, uint32_t k
     all = cta_sum(all, context.pick.reduce);
     const int left = context.pick.wanted - context.now.picks;
     int32_t at = lower + up_to - mine;
-    for (int i = begin; i < end && at < left; ++i) {
+    for (int i = run.begin; i < run.end && at < left; ++i) {
         if (key_of_token(i) != key) continue;
         tokens.pick(context.pick, i, context.now.picks + at, score);
         ++at;
@@ -90,7 +94,7 @@ IDSEL_DEVICE void take_tied(GroupContext& context, OwnTokens& tokens, uint32_t k
 IDSEL_DEVICE bool turn_to_panel(GroupContext& context, OwnTokens& tokens, Offers& offers, uint64_t kept) {
     context.now.bound = offers.best();
     if (kept > offers.best()) return true;
-    context.now.bound = choose_panel(context, tokens, offers, context.now.picks);
+    context.now.bound = choose_panel(context, tokens, offers);
     return false;
 }
 
@@ -101,7 +105,7 @@ IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
         context.weights->among[at] = arch::ld_global_cg(state.among + at);
         if (has_history) context.weights->overlaps[at] = arch::ld_global_cg(state.overlaps + at);
     }
-    count_work(context, 1, 1);
+    add_to_counts(context, 0, 1);
     arch::cta_sync();
 }
 
@@ -111,9 +115,7 @@ IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
     Panel* panel = context.panel;
     PanelTokens tokens(*panel, context.weights);
     const int picks = context.now.picks;
-    if constexpr (Rule::kNeedsBest) {
-        if (picks == 0) rule.rank(tokens, key_of(context.now.best));  // what has been offered was not ranked yet
-    }
+    if (picks == 0) rule.rank(tokens, key_of(context.now.best));  // what has been offered was not ranked yet
     const int wanted = context.pick.wanted;
     int count = 0;
     while (picks + count < wanted) {
@@ -175,16 +177,12 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
     if (has_rows) read_rows(context, Rule::kHasHistory);
     for (; now.picks < context.pick.wanted; has_rows = false) {
         if (!has_rows) {
-            make_offers(
-                context, tokens, now.rises, [&](int i) { return tokens.key(i); },
-                [&](int i) { return tokens.competes(i) && !tokens.in_panel(i); });
-            context.group.sync();
-            Offers offers(context);
+            Offers offers = collect_offers(context, tokens);
             const uint64_t kept = best_of_panel(context);
             now.best = kept > offers.best() ? kept : offers.best();
             if (now.rounds++ == 0) {
                 now.rises = offers.noted();
-                if constexpr (Rule::kNeedsBest) rule.rank(tokens, key_of(now.best));
+                rule.rank(tokens, key_of(now.best));
             }
             if (now.best == 0) break;
             const uint32_t key = key_of(now.best);
@@ -194,7 +192,7 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
                 continue;
             }
             if (!turn_to_panel(context, tokens, offers, kept)) {
-                if constexpr (Rule::kHasHistory) sum_overlaps(context, rule, now.picks);
+                if constexpr (Rule::kHasHistory) sum_overlaps(context, rule);
                 return false;
             }
         }
@@ -205,15 +203,13 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
     return true;
 }
 
-// Tokens without a priority: by importance, then those that are not usable by index. They get none any more.
+// Tokens without a priority. They get none any more.
 IDSEL_DEVICE void take_rest(GroupContext& context, OwnTokens& tokens) {
-    const auto key_of_rest = [&](int i) {
-        return tokens.competes(i) ? order_of(tokens.importance(i)) : tokens.unusable(i) ? 1u : 0u;
-    };
+    const auto key = [&](int i) { return key_of_rest(tokens, i); };
     int& picks = context.now.picks;
     while (picks < context.pick.wanted) {
         arch::cta_sync();  // nobody reads the last ranks any more
-        make_offers(context, tokens, false, key_of_rest, [](int) { return true; });
+        make_offers(context, tokens, false, key);
         context.group.sync();
         Offers offers(context);
         if (offers.best() == 0) break;
@@ -222,14 +218,13 @@ IDSEL_DEVICE void take_rest(GroupContext& context, OwnTokens& tokens) {
         arch::cta_sync();
         const uint64_t bound = offers.choose(0, [&](int place, int at) { in_order[place] = context.ranks()[at]; });
         if (key_of(bound) == key_of(offers.best())) {  // so many tie that not all are offered
-            take_tied(context, tokens, key_of(bound), -INFINITY, key_of_rest);
+            take_tied(context, tokens, key_of(bound), -INFINITY, key);
             continue;
         }
         for (int at = 0; at < kPanelRows && picks < context.pick.wanted; ++at) {
             const uint64_t rank = in_order[at];
             if (rank == 0 || rank < bound) break;
             tokens.take(index_of(rank));
-            tokens.take_unusable(index_of(rank));
             record(context, tokens, picks++, {index_of(rank), -INFINITY});
         }
     }

@@ -204,21 +204,17 @@ IDSEL_DEVICE TileIndex index_in_phase(Phase phase, int n, int64_t tile) {
     return {static_cast<int>(tile / side), static_cast<int>(tile % side)};
 }
 
-// What becomes of gains around a tile: they are of a row of tiles, which one CTA, or cluster, goes through.
-IDSEL_DEVICE void begin_gains(const PhaseCall& call, int column) {
-    if (column != 0) return;
+// Gains are of a row of tiles, all of which one CTA, or cluster, goes through.
+IDSEL_DEVICE void begin_gains(const PhaseCall& call) {
     arch::cta_sync();  // those of the row before have been stored
     if (arch::thread() < kTile) call.buffers->gains[arch::thread()] = 0.0f;
 }
-IDSEL_DEVICE bool end_gains(const PhaseCall& call, int column) {
-    const Sample& sample = call.group->sample;
-    if (column + 1 < ceil_div(sample.n, kTile)) return false;
+IDSEL_DEVICE void end_gains(const PhaseCall& call) {
     arch::cta_sync();
     const int row = arch::thread(), token = row < kTile ? call.buffers->rows[row] : -1;
     if (token >= 0 && ClusterRole{call.args->cluster > 1}.has_slab(row / 16 % 2)) {
-        *first_of(*call.args, sample, token) = call.buffers->gains[row];
+        *first_of(*call.args, call.group->sample, token) = call.buffers->gains[row];
     }
-    return true;
 }
 
 // A CTA, or a cluster, takes every so-many-th tile; of gains, every so-many-th row of tiles.
@@ -228,20 +224,19 @@ IDSEL_DEVICE void do_phase(const PhaseCall& call, Phase phase) {
         norms_phase<T>(call);
         return;
     }
-    const int n = call.group->sample.n;
-    const int64_t side = ceil_div(n, kTile), rank = call.group->rank / call.args->cluster;
     if (arch::thread() == 0) call.buffers->phase = phase;
+    const int n = call.group->sample.n, cluster = call.args->cluster;
+    const int64_t together = phase == Phase::kGains ? ceil_div(n, kTile) : 1;
     IDSEL_UNROLL_BY(1)
-    for (int64_t tile = phase == Phase::kGains ? rank * side : rank; tile < tiles_of_phase(phase, n);) {
-        const TileIndex index = index_in_phase(phase, n, tile);
-        if (phase == Phase::kGains) begin_gains(call, index.column);
-        listed_tile<T>(call, index.row, index.column);
-        const int64_t step = call.group->ctas / call.args->cluster;
-        if (phase != Phase::kGains) {
-            tile += step;
-        } else {
-            tile += end_gains(call, index.column) ? (step - 1) * side + 1 : 1;
+    for (int64_t first = call.group->rank / cluster * together; first < tiles_of_phase(phase, n);
+         first += call.group->ctas / cluster * together) {
+        if (phase == Phase::kGains) begin_gains(call);
+        IDSEL_UNROLL_BY(1)
+        for (int64_t tile = first; tile < first + together; ++tile) {
+            const TileIndex index = index_in_phase(phase, n, tile);
+            listed_tile<T>(call, index.row, index.column);
         }
+        if (phase == Phase::kGains) end_gains(call);
     }
 }
 

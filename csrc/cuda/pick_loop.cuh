@@ -37,13 +37,11 @@ IDSEL_DEVICE bool choose(Context& context, Tokens& tokens, Rule& rule, LastPick&
     return true;
 }
 
-// Tokens without a priority: by importance, then those that are not usable by index. They get none any more.
+// Tokens without a priority. They get none any more.
 template <class Tokens>
 IDSEL_DEVICE int take_rest(Context& context, Tokens& tokens, int picks, int wanted) {
     while (picks < wanted) {
-        const Best mine = best_of_thread(tokens, [&](int slot) {
-            return tokens.competes(slot) ? order_of(tokens.importance(slot)) : tokens.unusable(slot) ? 1u : 0u;
-        });
+        const Best mine = best_of_thread(tokens, [&](int slot) { return key_of_rest(tokens, slot); });
         const uint64_t best = cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token);
         if (key_of(best) == 0) break;
         tokens.take(index_of(best));

@@ -50,16 +50,19 @@ int64_t gram_budget_of(const idsel_args& args) {
 // Where the whole Gram pays; docs/cuda_engine.md has the reasons.
 struct GramPays {
     int64_t batch_up_to;  // tokens of a sample
-    int64_t alone_up_to;  // likewise, where a launch has fewer tokens than
+    int64_t alone_up_to;  // likewise, where a call has fewer tokens than
     int64_t few;
     int64_t ever_up_to;  // likewise, with many picks, or a rule that looks at all pairs
     int64_t many_picks;  // from this part of the tokens on
 };
 constexpr GramPays kGramPays = {1024, 2048, 16384, kMaxRegisterTokens, 16};
 
+// Asked for; or most of its gains would be summed again and again.
+bool gram_always_pays(const idsel_args& args, const RuleTraits& rule) {
+    return args.gram_budget > 0 || rule.state == State::kCoverage;
+}
 bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
-    if (args.gram_budget > 0) return true;
-    if (rule.state == State::kCoverage) return true;
+    if (gram_always_pays(args, rule)) return true;
     const int64_t n = args.tokens;
     const bool few = larger(1, args.batch) * n < kGramPays.few;
     if (n <= (few ? kGramPays.alone_up_to : kGramPays.batch_up_to)) return true;
@@ -71,8 +74,7 @@ bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
 Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
     const int64_t budget = gram_budget_of(args);
     // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
-    const bool always = args.gram_budget > 0 || rule.state == State::kCoverage;
-    const int64_t most = always ? tokens : kGramPays.ever_up_to;
+    const int64_t most = gram_always_pays(args, rule) ? tokens : kGramPays.ever_up_to;
     const bool pays = ragged ? tokens <= most : gram_pays(args, rule);
     // A panel is no smaller than the Gram of as many tokens.
     keeps_gram = !rule.needs_similarities || tokens <= kPanelRows || (pays && tokens <= budget / tokens);

@@ -307,7 +307,7 @@ class MemoryTokens {
             const Tier there = token.usable ? Tier::kNoPriority : Tier::kUnusable;
             tier_[i] = token.there ? there : Tier::kNotThere;
             number(kImportance, i) = token.importance;
-            number(kExtra, i) = 0.0f;
+            number(kFresh, i) = 0.0f;
             key(i) = 0;
         });
     }
@@ -347,10 +347,10 @@ class MemoryTokens {
     IDSEL_DEVICE Cell cell(int i, const Rule& rule) const {
         return rule.cell(first_ + i);
     }
-    IDSEL_DEVICE bool fresh(int j) const { return number(kExtra, j) != 0.0f; }
-    IDSEL_DEVICE void set_fresh(int j) { number(kExtra, j) = 1.0f; }
+    IDSEL_DEVICE bool fresh(int j) const { return number(kFresh, j) != 0.0f; }
+    IDSEL_DEVICE void set_fresh(int j) { number(kFresh, j) = 1.0f; }
     IDSEL_DEVICE void clear_fresh() {
-        for_each([&](int j, int) { number(kExtra, j) = 0.0f; });
+        for_each([&](int j, int) { number(kFresh, j) = 0.0f; });
     }
     IDSEL_DEVICE float* cover() const { return &number(kCover, 0); }
 
@@ -382,16 +382,14 @@ class MemoryTokens {
     IDSEL_DEVICE void flush(Context& context, int64_t /*picks*/, int64_t before = 0) const {
         if (!context.sort) return;
         arch::cta_sync();  // the last pick is marked
-        const auto length = static_cast<int>(ceil_div(count_, kCtaThreads));
-        const int begin = static_cast<int>(smaller(count_, int64_t{arch::thread()} * length));
-        const auto end = static_cast<int>(smaller(count_, begin + length));
+        const SlotRange run = run_of_thread();
         const auto is_picked = [&](int i) {
             return tier_[i] == Tier::kNotThere && selectable(context.args, context.sample, first_ + i);
         };
         int32_t mine = 0;
-        for (int i = begin; i < end; ++i) mine += is_picked(i) ? 1 : 0;
+        for (int i = run.begin; i < run.end; ++i) mine += is_picked(i) ? 1 : 0;
         int64_t at = before + cta_sum_up_to(mine, context.reduce) - mine;
-        for (int i = begin; i < end; ++i) {
+        for (int i = run.begin; i < run.end; ++i) {
             if (is_picked(i)) write_pick(context, at++, first_ + i, number(kScore, i));
         }
     }
@@ -399,8 +397,17 @@ class MemoryTokens {
     IDSEL_DEVICE int first() const { return first_; }
     IDSEL_DEVICE int count() const { return count_; }
 
+    // Slots of neighbours, a share of the CTA's for each thread, in the order of threads.
+    struct SlotRange {
+        int begin, end;
+    };
+    IDSEL_DEVICE SlotRange run_of_thread() const {
+        const int64_t length = ceil_div(count_, kCtaThreads), begin = length * arch::thread();
+        return {static_cast<int>(smaller(count_, begin)), static_cast<int>(smaller(count_, begin + length))};
+    }
+
   protected:
-    enum Number { kState, kKey, kImportance, kScore, kExtra, kCover };
+    enum Number { kState, kKey, kImportance, kScore, kFresh, kCover };
     static_assert(kCover + 1 == kTokenNumbers);
 
     IDSEL_DEVICE float& number(Number which, int i) const { return numbers_[which * stride_ + i]; }
@@ -415,6 +422,12 @@ class MemoryTokens {
     float* numbers_;
     Tier* tier_;
 };
+
+// The order of tokens without a priority: by importance, then those that are not usable by index. 0: not there.
+template <class Tokens>
+IDSEL_DEVICE uint32_t key_of_rest(const Tokens& tokens, int slot) {
+    return tokens.competes(slot) ? order_of(tokens.importance(slot)) : tokens.unusable(slot) ? 1u : 0u;
+}
 
 // The best of this thread's tokens by key, which is the one of the lowest index among equal ones.
 struct Best {

@@ -14,7 +14,7 @@ IDSEL_DEVICE void sort_and_pick(Context& context) {
     int32_t order[kPer];
     tokens.for_each([&](int i, int j) {
         // The same ranks as in take_rest(): unusable tokens last, by index.
-        keys[i] = tokens.competes(i) ? order_of(tokens.importance(i)) : tokens.unusable(i) ? 1u : 0u;
+        keys[i] = key_of_rest(tokens, i);
         order[i] = j;
     });
     static_assert(arch::sort_bytes<kPer> <= kSharedBytes - kStateBytes);

@@ -23,8 +23,8 @@ class CudaEngine:
 
     name = "cuda"
     device_types: tuple[str, ...] = ("cuda",)
-    # What the similarities of a sample may take before it is worked on in panels; 0: what pays, and at most
-    # GRAM_BUDGET_BYTES (csrc/cuda/plan.cpp).
+    # What the similarities of a sample may take before it is worked on in panels; 0: what pays, and at most 1 GiB
+    # (csrc/cuda/plan.cpp).
     gram_budget_bytes = 0
     # (B,) int64 on the device, to which a call adds how many similarities its picks have read; for measurements.
     similarities_read: torch.Tensor | None = None
@@ -156,14 +156,15 @@ def _described(problem: Problem, plan: dict[str, Any]) -> str:
         rows = "rows of it, those whose gain could win," if problem.rule.state is State.COVERAGE else "one row of it"
         work = f"the Gram by {arithmetic}{flops}, then one CTA per sample reads {rows} per pick"
     else:
-        fewest, most_panels = plan["panels"]
-        lazily = problem.rule.state is State.COVERAGE  # a panel may hold no gain that wins
-        panels = f"at least {fewest}" if lazily else f"{fewest} to {most_panels}"
-        flops = "" if problem.ragged else f", at least {least}" if lazily else f", {least} to {most}"
+        panels = "as many as the gains call for"
+        if problem.rule.state is not State.COVERAGE:
+            flops = "" if problem.ragged else f", {least} to {most}"
+            fewest, most_panels = plan["panels"]
+            panels = f"{fewest} to {most_panels}{flops}; fewer where picks change nothing"
         longer = " of the samples that are too long for a whole one" if problem.ragged else ""
         work = (
             f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and a group of CTAs "
-            f"per sample, as many as the picks call for ({panels}{flops})"
+            f"per sample ({panels})"
         )
     launches = "one launch" if plan["launches"] == 1 else f"{plan['launches']} launches"
     return f"{launches}: {work}; {plan['workspace_bytes'] / 2**20:.1f} MiB of workspace"

@@ -123,8 +123,8 @@ typedef struct idsel_args {
      * that is kept is added there. */
     uint64_t* similarities_read;
 
-    /* CUDA: (B, 2) on the device, or NULL. How many rounds a sample took that was worked on in panels, and how many
-     * panels were made, is added there. */
+    /* CUDA: (B, 2) on the device, or NULL. How many rounds of offers of tokens with a priority a sample took that was
+     * worked on in panels, and how many panels, is added there. */
     uint64_t* panels_made;
 } idsel_args;
 
@@ -144,7 +144,7 @@ typedef struct idsel_plan {
     int32_t panel_rows; /* of panels */
     int64_t launches;
     int64_t workspace_bytes;
-    int64_t least_panels; /* of a sample: how many depends on the picks */
+    int64_t least_panels; /* of a sample: how many depends on the picks. Fewer where picks change nothing */
     int64_t most_panels;
     double least_flops; /* for the dot products of all samples; 0 for a ragged batch, whose lengths are on the device */
     double most_flops;
