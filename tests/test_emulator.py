@@ -16,7 +16,7 @@ import emulated
 import pytest
 import torch
 from backends import EMULATED, registered, same, set_gram_budget
-from cases import INPUT_CASES, RULE_CASES, Call
+from cases import INPUT_CASES, RULE_CASES, SAME_BRANCH, Call
 from tolerances import REGRET
 
 import idsel_kernels as idsel
@@ -96,7 +96,7 @@ class Run(NamedTuple):
     room: int | None = None
 
 
-RUNS = (Run(1), Run(2, late=1), Run(5, 1, late=0), Run(13, 2), Run(6, room=3), Run(6, room=1))
+RUNS = (Run(1), Run(5, 1, late=0), Run(13, 2), Run(6, room=3))
 
 
 def _select(
@@ -155,17 +155,17 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
     whole = _whole(call, RULE_CASES[rule], monkeypatch)
     check_selection(whole, **call.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
     # Of the ragged batch, the sample of 70 tokens has room for its Gram now and then.
-    for run, row in zip(RUNS, (1, 100, 1, 100, 1, 100), strict=True):
+    for run, row in zip(RUNS, (1, 100, 1, 100), strict=True):
         assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run, 4 * row * 205)), run
 
 
 @pytest.mark.parametrize("tokens", [600, 3000])
-@pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
+@pytest.mark.parametrize("rule", [name for name in NEEDS_SIMILARITIES if name not in SAME_BRANCH] + ["mmr-parallel3"])
 def test_many_tokens(rule: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More tokens of a CTA than it has threads, and than fit shared memory."""
     call = Call(clustered(1, tokens, 2 if tokens > 1000 else 16).inputs(), 12 if tokens > 1000 else 40)
     whole = _whole(call, RULE_CASES[rule], monkeypatch)
-    for run in (Run(2, late=0), Run(6, 1)):
+    for run in (Run(2, late=1), Run(6, 1, room=1)):
         assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run)), run
 
 
@@ -176,7 +176,7 @@ def test_a_group_as_large_as_on_a_gpu(rule: idsel.Rule, monkeypatch: pytest.Monk
     assert same(_whole(call, rule, monkeypatch), _on_panels(call, rule, monkeypatch, Run(132)))
 
 
-@pytest.mark.parametrize("rule", NEEDS_SIMILARITIES)
+@pytest.mark.parametrize("rule", [name for name in NEEDS_SIMILARITIES if name not in SAME_BRANCH])
 def test_sorted_on_panels(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = _hurting()
     by_step = _on_panels(call, RULE_CASES[rule], monkeypatch, Run(5))
@@ -289,7 +289,7 @@ def test_explain_tells_the_plan() -> None:
     assert "panels of 64 rows of the Gram by tensor cores and a group of CTAs per sample" in panels
     flops = "0.00656 GFLOP to 0.282 GFLOP"
     assert f"(3 to 129, {flops}; fewer where picks change nothing); 4.7 MiB of workspace" in panels
-    assert "(as many as the gains call for); 5.1 MiB" in _explained(17_000, 130, idsel.Coverage()).algorithm
+    assert "(as many as the gains call for); 5.0 MiB" in _explained(17_000, 130, idsel.Coverage()).algorithm
     offsets = torch.tensor([0, 17_000], dtype=torch.int32)
     ragged = _explained(17_000, 130, idsel.MMR(), cu_seqlens=offsets).algorithm
     assert "2 launches" in ragged and "of the samples that are too long for a whole one" in ragged
