@@ -101,7 +101,10 @@ void test_panels(int64_t n) {
 // A tile shared out in a cluster, and by one CTA alone.
 void test_clusters(int32_t dtype, int64_t dim) {
     const Call call = make_call(11, 1, 70, dim, 9, dtype, false);
+    int32_t last = -1;
     for (const Rule& rule : rules(70)) {
+        if (rule.id == last) continue;  // the same kernel: parameters do not matter here
+        last = rule.id;
         Call shared = call;
         shared.args.device = IDSEL_CUDA;
         shared.args.rule = rule.id;
