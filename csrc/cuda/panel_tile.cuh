@@ -34,7 +34,9 @@ struct PhaseBuffers {
     int32_t rows[kTile], columns[kTile];  // tokens of a tile; -1: none
     TileIndex index;
     float gains[kTile];  // of the rows, so far
+    // Here, since in registers they would be in the way of the mainloop.
     Phase phase;
+    int64_t number;  // of the tile, in the phase
 };
 
 template <class... R>
@@ -217,6 +219,16 @@ IDSEL_DEVICE void end_gains(const PhaseCall& call) {
     }
 }
 
+// To the next tile that is this CTA's, when all threads have read the number of the last one.
+IDSEL_DEVICE void advance(const PhaseCall& call) {
+    PhaseBuffers* buffers = call.buffers;
+    const int64_t step = call.group->ctas / call.args->cluster;
+    const int64_t side = ceil_div(call.group->sample.n, kTile);
+    const bool gains = buffers->phase == Phase::kGains, row_ends = buffers->index.column + 1 == side;
+    if (gains && row_ends) end_gains(call);
+    if (arch::thread() == 0) buffers->number += !gains ? step : row_ends ? (step - 1) * side + 1 : 1;
+}
+
 // A CTA, or a cluster, takes every so-many-th tile; of gains, every so-many-th row of tiles.
 template <class T>
 IDSEL_DEVICE void do_phase(const PhaseCall& call, Phase phase) {
@@ -224,19 +236,21 @@ IDSEL_DEVICE void do_phase(const PhaseCall& call, Phase phase) {
         norms_phase<T>(call);
         return;
     }
-    if (arch::thread() == 0) call.buffers->phase = phase;
-    const int n = call.group->sample.n, cluster = call.args->cluster;
-    const int64_t together = phase == Phase::kGains ? ceil_div(n, kTile) : 1;
-    IDSEL_UNROLL_BY(1)
-    for (int64_t first = call.group->rank / cluster * together; first < tiles_of_phase(phase, n);
-         first += call.group->ctas / cluster * together) {
-        if (phase == Phase::kGains) begin_gains(call);
-        IDSEL_UNROLL_BY(1)
-        for (int64_t tile = first; tile < first + together; ++tile) {
-            const TileIndex index = index_in_phase(phase, n, tile);
-            listed_tile<T>(call, index.row, index.column);
-        }
-        if (phase == Phase::kGains) end_gains(call);
+    PhaseBuffers* buffers = call.buffers;
+    const int n = call.group->sample.n;
+    if (arch::thread() == 0) {
+        const int64_t first = call.group->rank / call.args->cluster;
+        buffers->phase = phase;
+        buffers->number = phase == Phase::kGains ? first * ceil_div(n, kTile) : first;
+    }
+    for (;;) {
+        arch::cta_sync();  // the number of the tile is there
+        if (buffers->number >= tiles_of_phase(buffers->phase, n)) return;
+        const TileIndex index = index_in_phase(buffers->phase, n, buffers->number);
+        const bool gains = buffers->phase == Phase::kGains;
+        if (gains && index.column == 0) begin_gains(call);
+        listed_tile<T>(call, index.row, index.column);
+        advance(call);
     }
 }
 
