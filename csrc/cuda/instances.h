@@ -21,10 +21,3 @@ Kernel panel_kernel_of();
         return gram_kernel<Rule>;   \
     }                               \
     }
-#define IDSEL_PANEL_KERNEL(Rules)     \
-    namespace idsel::cuda {           \
-    template <>                       \
-    Kernel panel_kernel_of<Rules>() { \
-        return panel_kernel<Rules>;   \
-    }                                 \
-    }

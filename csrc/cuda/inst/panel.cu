@@ -1,4 +1,11 @@
 #include "cuda/instances.h"
 #include "cuda/panel_kernel.cuh"
 
-IDSEL_PANEL_KERNEL(AllRules)
+namespace idsel::cuda {
+
+template <>
+Kernel panel_kernel_of<AllRules>() {
+    return panel_kernel<AllRules>;
+}
+
+}  // namespace idsel::cuda
