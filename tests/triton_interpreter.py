@@ -100,7 +100,7 @@ def large_blocks() -> Iterator[None]:
     """Tiles and Coverage's blocks of 256: each is some forty NumPy calls here, however large it is."""
     choose, cover = config.choose, config.COVER_BLOCK
     config.choose = lambda *args, **more: choose(*args, **more)._replace(tile=config.Tile(256, 64, 1))
-    config.COVER_BLOCK = (256, 256)
+    config.COVER_BLOCK = (16, 512, 64)
     launch.make_plan.cache_clear()
     try:
         yield

@@ -9,19 +9,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COVER_BLOCK", "LARGEST_RESIDENT", "Config", "Tile", "choose", "tile_for"]
+__all__ = ["COVER_BLOCK", "FEW_TILES", "LARGEST_RESIDENT", "Config", "Tile", "choose", "parts_of", "tile_for"]
 
 # Above this many tokens the loop's values would not fit into the registers of one program without spilling: 4096
-# tokens over 8 warps are 16 of each value per thread, and four values and a 64-bit key are alive at once.
+# tokens over 8 warps are 16 of each value per thread.
 LARGEST_RESIDENT = 4096
 
-# Block of the loop where its values stay in memory: enough loads in flight, few enough registers for any rule.
+# Block of the loop where its values stay in memory: enough loads in flight, few enough registers. A smaller one has a
+# whole sample where those of a ragged batch are short on average, and leaves registers for rows of DPP's history.
 _STREAMED_BLOCK = 2048
+_SMALL_STREAMED_BLOCK = 1024
 
-# (i, j) block in which Coverage adds up gains. One for every N, and with one number of warps: the order of the
-# additions follows from it. 128 neighbouring floats of a row are four full cache lines.
-COVER_BLOCK = (32, 128)
-_COVERAGE_WARPS = 8
+# Coverage: candidates whose gains are summed together, tokens of a step of the sum, tokens of a candidate's class that
+# are looked at together. One for every N, and with one number of warps: the order of the additions follows from it.
+COVER_BLOCK = (16, 256, 64)
+
+# D is cut into parts of about this length, which different programs may add up, where a sample has so few tiles (as
+# 1024 tokens have) that they would leave most of a GPU without work. Shorter parts would take less time than the
+# second arrival costs.
+_PART = 1024
+_MOST_PARTS = 8
+FEW_TILES = 136
 
 
 class Tile(NamedTuple):
@@ -42,6 +50,16 @@ class Config(NamedTuple):
     max_registers: int | None
 
 
+def parts_of(tiles: int, dim: int) -> int:
+    """How many parts D is cut into. It is a function of the sample alone: a similarity's bits follow from it.
+
+    Args:
+        tiles: of the upper triangle of the sample's Gram.
+        dim: D.
+    """
+    return max(1, min(dim // _PART, _MOST_PARTS)) if tiles <= FEW_TILES else 1
+
+
 # (first, last) architecture as Triton numbers them (compute capability * 10; 0 for HIP), bytes per element, least D.
 # The first row that fits is taken. None of these was timed on a GPU yet: they follow from shared memory and registers.
 _TILES: tuple[tuple[tuple[int, int], int, int, Tile], ...] = (
@@ -50,8 +68,9 @@ _TILES: tuple[tuple[tuple[int, int], int, int, Tile], ...] = (
     ((0, 0), 2, 1, Tile(64, 64, 2)),
     # float32 goes through the FMA units with its operands in registers: a longer K spills.
     ((80, 999), 4, 1, Tile(64, 16, 2)),
-    # Below this D has fewer blocks than three stages would hold.
-    ((80, 999), 2, 193, Tile(64, 64, 3)),
+    # Below this D has fewer k-tiles than the stages would hold. Four: a k-tile takes the matrix units a tenth of the
+    # time that it takes to arrive, and one sample has hardly more tiles than a GPU has multiprocessors.
+    ((80, 999), 2, 193, Tile(64, 64, 4)),
     ((80, 999), 2, 1, Tile(64, 32, 2)),
     # Before Ampere: no asynchronous copies.
     ((1, 79), 4, 1, Tile(64, 16, 2)),
@@ -67,9 +86,7 @@ def tile_for(arch: int, itemsize: int, dim: int) -> Tile:
     raise ValueError(f"no tile for arch {arch}, {itemsize} bytes per element, D = {dim}")
 
 
-def _max_registers(
-    arch: int, itemsize: int, num_warps: int, coverage: bool, history: bool, nearest_first: bool
-) -> int | None:
+def _max_registers(arch: int, itemsize: int, num_warps: int, norms: bool) -> int | None:
     """The limit to compile for; None leaves it to the assembler.
 
     Left alone, the assembler rounds its limit down to raise the number of programs per multiprocessor, and now and then
@@ -77,14 +94,9 @@ def _max_registers(
     """
     if arch < 80:
         return None
-    if itemsize == 4:
-        if coverage:
-            return 128
-        return None if nearest_first or num_warps != 4 else 224
-    if num_warps != 4 or 90 <= arch < 120:
-        return None
-    # Three programs of 128 threads with 168 registers fit into the register file, or two with 255.
-    return 168 if arch >= 120 and not (history or nearest_first) else 255
+    if norms:
+        return 255
+    return 224 if itemsize == 4 and num_warps == 4 else None
 
 
 def choose(
@@ -94,9 +106,9 @@ def choose(
     dim: int,
     *,
     streamed: bool = False,
-    coverage: bool = False,
+    short: bool = False,
     history: bool = False,
-    nearest_first: bool = False,
+    norms: bool = False,
 ) -> Config:
     """The configuration of a call.
 
@@ -106,14 +118,20 @@ def choose(
         tokens: N, or T of a ragged batch.
         dim: D.
         streamed: the loop must keep its values in memory, whatever N.
-        coverage: the rule adds up the whole Gram per pick.
+        short: samples have few tokens on average, whatever `tokens` is.
         history: the rule keeps a row per pick.
-        nearest_first: tiles also find each token's nearest other.
+        norms: tiles also multiply their tokens with themselves.
     """
     tile = tile_for(arch, itemsize, dim)
+    if norms and tile.block_k == 64 and not 90 <= arch < 120:
+        # Operands in registers, which three products want at once.
+        tile = tile._replace(block_k=32)
     resident = not streamed and tokens <= LARGEST_RESIDENT
-    block_n = max(64, 1 << (tokens - 1).bit_length()) if resident else _STREAMED_BLOCK
-    # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens.
-    num_warps = _COVERAGE_WARPS if coverage or block_n > 1024 else 4
-    max_registers = _max_registers(arch, itemsize, num_warps, coverage, history, nearest_first)
+    block_n = _SMALL_STREAMED_BLOCK if short or history else _STREAMED_BLOCK
+    if resident:
+        block_n = max(64, 1 << (tokens - 1).bit_length())
+    # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens, or three tiles
+    # of sums. Coverage has norms, so one number of warps adds up its gains.
+    num_warps = 8 if norms or block_n > 1024 or (history and not resident) else 4
+    max_registers = _max_registers(arch, itemsize, num_warps, norms)
     return Config(tile, block_n, resident, num_warps, max_registers)

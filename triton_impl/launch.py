@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.compiler import CompiledKernel
 
 from ..problem import Problem
 from ..rules import State
-from . import config, kernels
+from . import config, kernels, workspace
 from .rules import PARAMS, RULE_IDS, STATES
 
-__all__ = ["INTERPRETED", "RULE_IDS", "Plan", "Tensors", "launch", "make_plan"]
+__all__ = ["INTERPRETED", "RULE_IDS", "Plan", "Tensors", "compiled", "launch", "make_plan"]
 
 # Whether TRITON_INTERPRET was set when Triton was imported: the kernels then run on NumPy.
 INTERPRETED = not isinstance(kernels.select_kernel, triton.JITFunction)
@@ -27,6 +28,8 @@ _TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2
 # More than this would hardly run at once on any GPU; the programs of a sample share its tiles.
 _MOST_PROGRAMS = 65536
 _INT32 = 2**31 - 1
+# The kernel's first arguments.
+_POINTERS = 9
 _IS_HIP = torch.version.hip is not None
 
 
@@ -34,7 +37,7 @@ class Tensors(NamedTuple):
     """The tensors of a launch; what a call lacks is None.
 
     Shapes: features (B, N, D) or (T, D), importance and mask (B, N) or (T,), cu_seqlens (B+1,) int32, counts (B,)
-    int32, workspace (Plan.workspace,) float32, counters (Plan.samples,) int32 zeros, indices (B, k) int64, scores (B,
+    int32, workspace (Plan.workspace,) float32, counters (Plan.counters,) int32 zeros, indices (B, k) int64, scores (B,
     k) float32.
     """
 
@@ -57,8 +60,9 @@ class Plan:
         samples: per launch; a batch whose Grams do not fit the budget together takes several.
         programs: per sample.
         workspace: float32 elements.
-        dots: how dot products are kept, see `kernels`: none, whole Grams, or panels where those are too large.
-        scalars: of the kernel, in its order, from `tokens` to `programs` and from `gram_width` to `p3`.
+        counters: int32, zero when a launch begins: one per sample, and one per tile whose D is shared out.
+        dots: how dot products are kept, see `workspace`: none, whole Grams, or panels where those are too large.
+        scalars: of the kernel, in its order, from `tokens` to `p3`.
         constexprs: of the kernel, in its order.
         options: of the compiler.
     """
@@ -67,6 +71,7 @@ class Plan:
     samples: int
     programs: int
     workspace: int
+    counters: int
     dots: int
     scalars: tuple[float, ...]
     constexprs: dict[str, Any]
@@ -107,49 +112,57 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         budget_bytes: what dot products may take.
     """
     rule_id, params = problem.rule.encode()
-    batch, tokens, dim, k_max, ragged = problem.batch, problem.tokens, problem.dim, problem.k_max, problem.ragged
-    itemsize = problem.dtype.itemsize
-    nearest_first, coverage = problem.rule.needs_nearest, problem.rule.state is State.COVERAGE
-    history = problem.rule.state is State.HISTORY
+    rule, batch, tokens, dim, k_max = problem.rule, problem.batch, problem.tokens, problem.dim, problem.k_max
+    ragged = problem.ragged
+    coverage, history = rule.state is State.COVERAGE, rule.state is State.HISTORY
+    # Tiles say what each token starts from, for which they need norms.
+    norms = rule.needs_nearest or coverage
     budget = budget_bytes // 4
     gram_width = _padded(tokens)
-    if not problem.rule.needs_similarities:
-        dots = kernels.NO_ROWS.value
+    if not rule.needs_similarities:
+        dots = workspace.NO_ROWS.value
     else:
-        dots = kernels.WHOLE.value if tokens * gram_width <= budget else kernels.PANEL.value
-    if coverage and dots == kernels.PANEL.value:
-        name = type(problem.rule).__name__
+        dots = workspace.WHOLE.value if tokens * gram_width <= budget else workspace.PANEL.value
+    is_panel = dots == workspace.PANEL.value
+    if coverage and is_panel:
+        name = type(rule).__name__
         raise ValueError(f"{name} needs the whole Gram, which for {tokens} tokens exceeds {budget_bytes} bytes")
-    streamed = dots == kernels.PANEL.value
     sizes = config.choose(
-        arch, itemsize, tokens, dim, streamed=streamed, coverage=coverage, history=history, nearest_first=nearest_first
-    )
+        arch, problem.dtype.itemsize, tokens, dim, streamed=is_panel, short=ragged and tokens <= 1024 * batch,
+        history=history, norms=norms,
+    )  # fmt: skip
     block_m = sizes.tile.block_m
-    tiles = -(-tokens // block_m)
-    all_pairs = nearest_first or dots == kernels.WHOLE.value
-    programs = _triangle(tiles) if all_pairs else tiles
-    arrays = kernels.ARRAYS + (tiles if nearest_first else min(k_max, tokens) if history else 0)
+    rows = -(-tokens // block_m)
+    tiles = _triangle(rows) if norms or dots == workspace.WHOLE.value else rows
+    # The kernel takes fewer parts where a sample of a ragged batch has more tiles.
+    parts = config.parts_of(1 if ragged else _triangle(rows), dim)
+    split = parts > 1 and not ragged and batch * tiles <= config.FEW_TILES
+    arrays = workspace.ARRAYS + (rows if norms else min(k_max, tokens) if history else 0)
+    sums = tiles * parts * block_m * (block_m + 2) if split else 0
     if ragged:
         samples = batch
-        scratch_width = _padded(tokens)
-        if dots == kernels.PANEL.value:
+        scratch_width = _padded(tokens) + 16 * batch
+        if is_panel:
             gram_width = max(budget // tokens // 16 * 16, _padded(block_m))
         gram = tokens * gram_width
         # Twice the tiles of a sample of mean length: where one is longer, its programs take more tiles each.
         mean = -(-tokens // (batch * block_m))
-        programs = min(programs, 2 * _triangle(mean))
+        programs = min(tiles, 2 * _triangle(mean))
     else:
-        gram = (block_m if dots == kernels.PANEL.value else tokens) * gram_width
-        gram = 0 if dots == kernels.NO_ROWS.value else gram
+        gram = (block_m if is_panel else tokens) * gram_width
+        gram = 0 if dots == workspace.NO_ROWS.value else gram
         samples = max(1, min(batch, budget // (gram + arrays * _padded(tokens))))
         scratch_width = samples * _padded(tokens)
         gram *= samples
-    gram = 0 if dots == kernels.NO_ROWS.value else _padded(gram)
+        programs = tiles * (parts if split else 1)
+    gram = 0 if dots == workspace.NO_ROWS.value else _padded(gram)
+    sums *= samples
     programs = _programs(programs, samples)
+    counter_stride = 1 + (tiles if split else 0)
     constexprs = {
         "RULE": rule_id,
-        "RULE_STATE": STATES.index(problem.rule.state),
-        "NEAREST_FIRST": nearest_first,
+        "RULE_STATE": STATES.index(rule.state),
+        "NORMS": norms,
         "DOTS": dots,
         "RAGGED": ragged,
         "HAS_IMPORTANCE": problem.has_importance,
@@ -159,38 +172,77 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         # The interpreter multiplies bfloat16 as integers; in float32 the products are the same.
         "WIDEN": INTERPRETED and problem.dtype is torch.bfloat16,
         "RESIDENT": sizes.resident,
+        "SPLIT": split,
+        "PARTS": parts,
+        "FEW_TILES": config.FEW_TILES,
         "BLOCK_M": block_m,
         "BLOCK_K": sizes.tile.block_k,
         "BLOCK_N": sizes.block_n,
-        "COVER_I": config.COVER_BLOCK[0],
-        "COVER_J": config.COVER_BLOCK[1],
+        "COVER_M": config.COVER_BLOCK[0],
+        "COVER_N": config.COVER_BLOCK[1],
+        "COVER_STRIDE": config.COVER_BLOCK[2],
     }
     # Said aloud, because Triton's default is about to change and the bits of a score with it.
     options = {"num_warps": sizes.num_warps, "num_stages": sizes.tile.num_stages, "enable_fp_fusion": True}
     if sizes.max_registers is not None:
         options["maxnreg"] = sizes.max_registers
+    offsets = (gram_width, scratch_width, gram + sums, gram)
     return Plan(
         batch=batch,
         samples=samples,
         programs=programs,
-        workspace=gram + arrays * scratch_width,
+        workspace=gram + sums + arrays * scratch_width,
+        counters=samples * counter_stride,
         dots=dots,
-        scalars=(tokens, dim, k_max, k_max, programs, gram_width, scratch_width, gram, *_param_bits(params)),
+        scalars=(tokens, dim, k_max, k_max, programs, counter_stride, *offsets, *_param_bits(params)),
         constexprs=constexprs,
         options=options,
     )
 
 
-def launch(plan: Plan, tensors: Tensors) -> None:
-    """Launches on the current stream of the current device.
+def launch(plan: Plan, tensors: Tensors, stream: int) -> None:
+    """Launches on a stream of the current device.
 
-    The first call with a plan, strides and alignment goes through Triton's own look-up, which compiles; the next ones
-    hand their arguments to the compiled kernel.
+    Args:
+        plan: of the call.
+        tensors: of the call.
+        stream: handle of the stream; nothing under the interpreter.
     """
+    if INTERPRETED:
+        for first, samples in plan.first_samples():
+            kernels.select_kernel[(samples * plan.programs, 1, 1)](
+                *_arguments(plan, tensors, first), **plan.constexprs, **plan.options
+            )
+        return
+    key = _specialisation(tensors)
+    if key not in plan.compiled:
+        plan.compiled[key] = compiled(plan, tensors)
+    kernel = plan.compiled[key]
+    constexprs = plan.constexprs.values() if _TAKES_CONSTEXPRS else ()
+    for first, samples in plan.first_samples():
+        arguments, grid = _arguments(plan, tensors, first), (samples * plan.programs, 1, 1)
+        if _is_watched():
+            kernel[grid](*arguments, *constexprs)
+            continue
+        # Triton's launcher in C, without look-ups: it asks the driver about every pointer that is not a number.
+        run = kernel.run  # loads the kernel, and with it the function
+        addresses = (tensor.data_ptr() for tensor in arguments[:_POINTERS])
+        run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None,
+            *addresses, *arguments[_POINTERS:], *constexprs)  # fmt: skip
+
+
+def compiled(plan: Plan, tensors: Tensors) -> Any:
+    """The kernel that Triton compiles for a call on the current device; nothing runs."""
+    arguments = _arguments(plan, tensors, 0)
+    return kernels.select_kernel.warmup(*arguments, grid=(1, 1, 1), **plan.constexprs, **plan.options)
+
+
+def _arguments(plan: Plan, tensors: Tensors, first_sample: int) -> tuple[Any, ...]:
+    """The kernel's, in its order, up to the constexprs."""
     features, importance, mask, cu_seqlens, counts, workspace, counters, indices, scores = tensors
     stride = features.stride()
     # A pointer that the kernel does not read still has to be one.
-    pointers = (
+    return (
         features,
         features if importance is None else importance,
         features if mask is None else mask,
@@ -200,26 +252,31 @@ def launch(plan: Plan, tensors: Tensors) -> None:
         counters,
         indices,
         scores,
+        *((0, *stride) if len(stride) == 2 else stride),
+        *_row_strides(importance),
+        *_row_strides(mask),
+        first_sample,
+        *plan.scalars,
     )
-    strides = (0, *stride) if len(stride) == 2 else stride
-    companions = (*_row_strides(importance), *_row_strides(mask))
-    key = (
+
+
+def _specialisation(tensors: Tensors) -> tuple[Any, ...]:
+    """What the compiler may know of the tensors beyond the plan."""
+    features, importance, mask, *_ = tensors
+    return (
         features.device.index,
-        strides,
+        features.stride(),
         features.data_ptr() % 16 == 0,
         None if importance is None else importance.dtype,
         _is_large(features, importance, mask) if _IS_HIP else None,
     )
-    kernel = plan.compiled.get(key)
-    for first, samples in plan.first_samples():
-        grid = (samples * plan.programs, 1, 1)
-        arguments = (*pointers, *strides, *companions, first, *plan.scalars)
-        if kernel is not None:
-            kernel[grid](*arguments, *(plan.constexprs.values() if _TAKES_CONSTEXPRS else ()))
-        else:
-            kernel = kernels.select_kernel[grid](*arguments, **plan.constexprs, **plan.options)
-            if kernel is not None:  # the interpreter compiles nothing
-                plan.compiled[key] = kernel
+
+
+def _is_watched() -> bool:
+    """Whether a profiler has asked Triton to tell it of launches."""
+    runtime = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
+    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
+    return any(getattr(hook, "calls", hook) for hook in hooks)  # a chain of hooks since 3.6, which may be empty
 
 
 def _is_large(*tensors: torch.Tensor | None) -> tuple[bool, ...]:

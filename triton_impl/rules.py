@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..rules import DPP as _DPP
 from ..rules import MMR as _MMR
-from ..rules import Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
+from ..rules import Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, TopK
 
 __all__ = [
     "PARAMS",
@@ -24,14 +24,13 @@ __all__ = [
     "absorb",
     "clamp_importance",
     "dpp_component",
+    "gain_bound",
     "gain_priority",
-    "is_there",
-    "key_priority",
-    "key_tier",
-    "key_token",
+    "order_of",
     "rank_floor",
-    "rank_key",
+    "ranked",
     "reported",
+    "reported_without_priority",
     "similarity",
     "start",
 ]
@@ -66,75 +65,45 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 LARGEST_INTEGER = tl.constexpr(2.0**30)
 LARGEST_QUALITY = tl.constexpr(2.0**63)
 LARGEST_SALIENCY = tl.constexpr(2.0**100)
+# Gains before the first pick are summed in another order than later ones, which they must not lie below.
+GAIN_MARGIN = tl.constexpr(1.0 + 2.0**-12)
 # No distance 1 - c lies above 2.
 ABOVE_ALL_DISTANCES = tl.constexpr(4.0)
 
-# A key is (tier: 2 bits, priority: 32 bits, token counted backwards: 30 bits), so its signed order is the order of
-# preference with the lowest index first among equals, and one reduction finds pick and score together.
-TOKEN_BITS = tl.constexpr(30)
-LAST_TOKEN = tl.constexpr(2**30 - 1)
-HAS_PRIORITY = tl.constexpr(int(Tier.HAS_PRIORITY))
-NO_PRIORITY = tl.constexpr(int(Tier.NO_PRIORITY))
-UNUSABLE = tl.constexpr(int(Tier.UNUSABLE))
-NOT_THERE = tl.constexpr(int(Tier.NOT_THERE))
-LOWEST_KEY = tl.constexpr(-(2**63))
-HIGHEST_KEY = tl.constexpr(2**63 - 1)
-
 
 @triton.jit
-def rank_key(standing, priority, limit, tokens):
-    """int64 keys of tokens; the largest is the next pick.
+def ranked(priority, limit):
+    """Priorities as loops rank them: -inf for none at all, for NaN and for what lies not above `limit`.
 
-    Args:
-        standing: float32, the importance of a token that takes part, -inf for one that is unusable, NaN for one that
-            is not there (any more).
-        priority: float32; it counts where it lies above `limit`. NaN does not.
-        limit: scalar, -inf for every rule but DPP.
-        tokens: int32 indices.
+    Under no rule does a token without a priority get one again.
     """
-    takes_part = standing > -INF
-    has_priority = takes_part & (priority > limit)
-    tier = tl.where(standing == standing, UNUSABLE, NOT_THERE)
-    tier = tl.where(takes_part, NO_PRIORITY, tier)
-    tier = tl.where(has_priority, HAS_PRIORITY, tier)
-    value = tl.where(has_priority, priority, tl.where(takes_part, standing, 0.0))
-    value = tl.where(value == 0.0, 0.0, value)  # -0.0 ties with 0.0
-    bits = value.to(tl.int32, bitcast=True)
+    return tl.where(priority > limit, priority, -INF)
+
+
+@triton.jit
+def order_of(value):
+    """uint32 in the order of float32 values, 0.0 like -0.0; 0 for NaN, which comes before all numbers."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     # Floats order like sign-magnitude integers.
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
-    return (tier.to(tl.int64) << 62) | (ordered << TOKEN_BITS) | (-tokens + LAST_TOKEN).to(tl.int64)
-
-
-@triton.jit
-def key_tier(key):
-    return (key >> 62).to(tl.int32)
-
-
-@triton.jit
-def is_there(key):
-    return (key >> 62) != NOT_THERE
-
-
-@triton.jit
-def key_token(key):
-    return (-(key & LAST_TOKEN) + LAST_TOKEN).to(tl.int32)
-
-
-@triton.jit
-def key_priority(key):
-    """The priority in a key, -inf where its token has none."""
-    ordered = (((key >> TOKEN_BITS) & 0xFFFFFFFF) - 2147483648).to(tl.int32)
-    value = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return tl.where((key >> 62) == HAS_PRIORITY, value, -INF)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) ^ -0x80000000
+    return tl.where(value == value, ordered, 0).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def reported(score, RULE: tl.constexpr):
     """The score as the caller sees it. Before MaxMin's given start no distance constrains anybody."""
     if RULE == MAX_MIN:
-        return tl.where(score >= ABOVE_ALL_DISTANCES, INF, score)
+        score = tl.where(score >= ABOVE_ALL_DISTANCES, INF, score)
+    return tl.where(score == 0.0, 0.0, score)  # -0.0 ties with 0.0
+
+
+@triton.jit
+def reported_without_priority(standing, RULE: tl.constexpr):
+    """The score of a token that is picked by its importance, or by its index where `standing` is -inf."""
+    if RULE == TOP_K:
+        return tl.where(standing == 0.0, 0.0, standing)
     else:
-        return score
+        return tl.full(standing.shape, -INF, dtype=tl.float32)
 
 
 @triton.jit
@@ -171,17 +140,17 @@ def similarity(dot, scale_i, scale_j):
 
 
 @triton.jit
-def start(importance, takes_part, nonzero, nearest, tokens, p0, NEAREST_FIRST: tl.constexpr, RULE: tl.constexpr):
-    """(priority, state) before the first pick.
+def start(importance, takes_part, nonzero, of_tiles, tokens, p0, NORMS: tl.constexpr, RULE: tl.constexpr):
+    """(priority, state) before the first pick; of Coverage (what a gain is at most, saliency).
 
-    `nearest` is the largest similarity to another token that takes part, where NEAREST_FIRST.
+    With NORMS `of_tiles` is the largest similarity to another token that takes part (MaxMin), or the gain (Coverage).
     """
     state = tl.zeros_like(importance)
     if RULE == MMR:
         return importance, state - INF
     elif RULE == MAX_MIN:
-        if NEAREST_FIRST:
-            return 1.0 - nearest, state
+        if NORMS:
+            return 1.0 - of_tiles, state
         else:
             return tl.where(tokens == _integer(p0), INF, state + ABOVE_ALL_DISTANCES), state
     elif RULE == DPP:
@@ -189,7 +158,7 @@ def start(importance, takes_part, nonzero, nearest, tokens, p0, NEAREST_FIRST: t
         quality = tl.where(takes_part, quality, 0.0)
         return tl.where(nonzero, quality * quality, 0.0), quality
     elif RULE == COVERAGE:
-        return state, _saliency(importance, _wide(p0))
+        return of_tiles * GAIN_MARGIN, _saliency(importance, _wide(p0))
     else:
         return importance, state
 
@@ -213,6 +182,12 @@ def _saliency(importance, alpha):
 def gain_priority(gain, saliency, p1):
     """Coverage: the priority of a token with this gain."""
     return tl.where(_integer(p1) != 0, gain + saliency, gain * saliency)
+
+
+@triton.jit
+def gain_bound(gain, saliency, p1):
+    """Coverage: no priority is larger while the gain, which only falls, lies between 0 and this one."""
+    return tl.where(_integer(p1) != 0, gain + saliency, gain * tl.where(saliency < 0.0, 0.0, saliency))
 
 
 @triton.jit

@@ -1,8 +1,10 @@
-"""Registers, spills, shared memory and tensor-core instructions of the Triton kernel, compiled without a GPU.
+"""What Triton makes of a call, compiled without a GPU: registers, spills, shared memory, loads, matrix instructions.
 
     python -m bench.tools.triton_resources [--targets cuda:90 hip:gfx942] [--rules IDSelection] [--markdown]
 
-Compiles with the compiler inside Triton for each target; nothing runs. A stack of 0 bytes means that nothing spilled.
+Compiles with the compiler inside Triton for each target; nothing runs. Signature, constants and attributes are those
+that Triton's own binder gives the arguments of a call, so what is shown is what a call compiles. A stack of 0 bytes
+means that nothing spilled.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from idsel_kernels import rules
 from idsel_kernels.problem import Problem
-from idsel_kernels.triton_impl import kernels, launch
+from idsel_kernels.triton_impl import launch
 
 TARGETS = {
     "cuda:80": GPUTarget("cuda", 80, 32),
@@ -43,8 +45,9 @@ MATRIX_INSTRUCTION = {
     "cuda:80": r"\bmma\.sync\b", "cuda:90": r"\bwgmma\.mma_async\b", "cuda:100": r"\b(tcgen05\.mma|mma\.sync)\b",
     "cuda:120": r"\bmma\.sync\b", "hip:gfx942": r"\bv_mfma_",
 }  # fmt: skip
-POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 FAMILIES = tuple(rules.RULES)
+# Copies from global to shared memory that pass no register, by bytes.
+ASYNCHRONOUS_COPY = r"\bcp\.async\.c[ag]\.shared\.global.*?, (?:0x)?([0-9a-f]+)"
 
 
 class Variant(NamedTuple):
@@ -79,6 +82,31 @@ class Resources(NamedTuple):
     seconds: float
 
 
+class _Driver(NamedTuple):
+    """As much of a driver as Triton asks about before it compiles: a device of a target that is not here."""
+
+    target: GPUTarget
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return list(TARGETS.values()).index(self.target)  # kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def device_of(target: str) -> Iterator[None]:
+    """Triton compiles for this target."""
+    triton.runtime.driver.set_active(_Driver(TARGETS[target]))
+    try:
+        yield
+    finally:
+        triton.runtime.driver.__init__()  # not its `reset_active`, which without a GPU finds nothing to go back to
+
+
 def plan_of(variant: Variant, target: str) -> launch.Plan:
     """The launch that the engine would make on this target."""
     backend, arch = target.split(":")
@@ -91,40 +119,37 @@ def plan_of(variant: Variant, target: str) -> launch.Plan:
     return launch.make_plan(problem, int(arch) if backend == "cuda" else 0, variant.budget_bytes)
 
 
-def source_of(variant: Variant, plan: launch.Plan) -> ASTSource:
-    """The kernel with the specialisation that contiguous, aligned inputs get."""
-    function = kernels.select_kernel
-    features = POINTER[variant.dtype]
-    pointers = {
-        "features_ptr": features, "importance_ptr": "*fp32", "mask_ptr": "*i1" if variant.mask else features,
-        "cu_seqlens_ptr": "*i32", "counts_ptr": "*i32", "workspace_ptr": "*fp32", "counters_ptr": "*i32",
-        "indices_ptr": "*i64", "scores_ptr": "*fp32",
-    }  # fmt: skip
-    wide = {"gram_width", "scratch_width", "scratch_offset"}
-    constants: dict[str, Any] = {**plan.constexprs, "stride_fd": 1}
-    signature = {}
-    for name in function.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in pointers:
-            signature[name] = pointers[name]
-        else:
-            is_wide = name.startswith("stride") or name in wide or re.fullmatch(r"p\d", name)
-            signature[name] = "i64" if is_wide else "i32"
-    divisible = {"features_ptr", "workspace_ptr", "indices_ptr", "scores_ptr"}
-    divisible |= {"gram_width", "scratch_width", "scratch_offset"}
-    divisible |= {"stride_fn", "stride_fb"} if variant.dim % 16 == 0 else set()
-    divisible |= {"dim"} if variant.dim % 16 == 0 else set()
-    places = {name: (function.arg_names.index(name),) for name in (*divisible, *constants)}
-    attributes = {places[name]: [["tt.divisibility", 16]] for name in divisible}
-    return ASTSource(function, signature, {places[name]: value for name, value in constants.items()}, attributes)
+def tensors_of(variant: Variant, plan: launch.Plan) -> launch.Tensors:
+    """Contiguous, aligned tensors of the call, without memory."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    per_token = (variant.tokens,) if variant.ragged else (variant.batch, variant.tokens)
+    return launch.Tensors(
+        features=empty(*per_token, variant.dim, dtype=variant.dtype),
+        importance=empty(*per_token),
+        mask=empty(*per_token, dtype=torch.bool) if variant.mask else None,
+        cu_seqlens=empty(variant.batch + 1, dtype=torch.int32) if variant.ragged else None,
+        counts=empty(variant.batch, dtype=torch.int32) if variant.counts else None,
+        workspace=empty(plan.workspace),
+        counters=empty(plan.counters, dtype=torch.int32),
+        indices=empty(variant.batch, variant.k, dtype=torch.int64),
+        scores=empty(variant.batch, variant.k),
+    )
+
+
+def compiled_for(variant: Variant, target: str) -> Any:
+    """Triton's kernel of one variant for one target."""
+    plan = plan_of(variant, target)
+    with device_of(target):
+        return launch.compiled(plan, tensors_of(variant, plan))
 
 
 def compile_for(variant: Variant, target: str) -> Resources:
     """Compiles one variant for one target."""
-    plan = plan_of(variant, target)
     begin = time.monotonic()
-    kernel = triton.compile(source_of(variant, plan), target=TARGETS[target], options=dict(plan.options))
+    kernel = compiled_for(variant, target)
     seconds = time.monotonic() - begin
     if target.startswith("cuda"):
         registers, stack = _cubin_usage(kernel.asm["cubin"])
@@ -134,7 +159,7 @@ def compile_for(variant: Variant, target: str) -> Resources:
         registers = _field(text, "vgpr_count")
         stack = _field(text, "vgpr_spill_count") * 4 + _field(text, "private_segment_fixed_size")
     matrix = len(re.findall(MATRIX_INSTRUCTION[target], text))
-    return Resources(registers, stack, kernel.metadata.shared, matrix, plan.options["num_warps"], seconds)
+    return Resources(registers, stack, kernel.metadata.shared, matrix, kernel.metadata.num_warps, seconds)
 
 
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:

@@ -96,7 +96,9 @@ class TritonEngine:
         if counts is None and len(problem.k) > 1:
             counts = on_device(problem.k, device)
         launch = _library()
-        arch = _arch(device.index) if device.type == "cuda" else 0
+        is_gpu = device.type == "cuda"
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if is_gpu else 0  # as Triton's driver asks
+        arch = _arch(device.index) if is_gpu else 0
         plan = launch.make_plan(problem, arch, self.gram_budget_bytes)
         indices = torch.empty(shape, dtype=torch.int64, device=device)
         scores = torch.empty(shape, dtype=torch.float32, device=device)
@@ -107,19 +109,14 @@ class TritonEngine:
             None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous(),
             None if counts is None else counts.to(torch.int32).contiguous(),
             torch.empty(plan.workspace, dtype=torch.float32, device=device),
-            self._zeros(plan.samples, device),
+            self._counters.zeros(
+                plan.counters, device, stream, is_gpu and torch.cuda.is_current_stream_capturing()
+            ),
             indices,
             scores,
         )
-        launch.launch(plan, tensors)
+        launch.launch(plan, tensors, stream)
         return indices, scores
-
-    def _zeros(self, samples: int, device: torch.device) -> torch.Tensor:
-        """The counters of the current stream."""
-        if device.type != "cuda":
-            return self._counters.zeros(samples, device, 0, False)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        return self._counters.zeros(samples, device, stream, torch.cuda.is_current_stream_capturing())
 
     def _gram_fits(self, tokens: int) -> bool:
         """As `launch.make_plan` decides."""
