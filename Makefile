@@ -4,11 +4,12 @@ VENV ?= .venv
 # TORCH names the version and build of PyTorch to install; for Linux, PyPI has the one with CUDA (gigabytes).
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+TRITON_VERSIONS ?= 3.2.0 3.6.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format docs bench report dev kernels cuda-all wheel clean
+.PHONY: demo test lint format docs bench report dev kernels triton-versions cuda-all wheel clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
@@ -35,6 +36,17 @@ docs: $(VENV)/test.ready
 kernels: $(VENV)/test.ready
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'kernels and not interpreter'
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m interpreter
+
+# The oldest version of Triton that we support and the one on the last GPU that we had, beside the newest in `kernels`:
+# what they compile, and small inputs in their interpreters.
+triton-versions: $(VENV)/test.ready
+	for version in $(TRITON_VERSIONS); do \
+	    folder=$(abspath build)/triton-$$version; \
+	    test -d $$folder || $(PIP) --no-deps --target $$folder triton==$$version || exit 1; \
+	    PYTHONPATH=$$folder $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_compile.py || exit 1; \
+	    PYTHONPATH=$$folder TRITON_INTERPRET=1 OMP_NUM_THREADS=1 \
+	        $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_interpreter.py || exit 1; \
+	done
 
 # Every architecture, with spilled registers as errors; needs nvcc and no GPU.
 cuda-all:

@@ -54,10 +54,3 @@ def test_triton_runs_every_rule() -> None:
 
     assert {rule.rule_id for rule in RULES.values()} == rules.RULE_IDS
     assert max(len(rule().encode()[1]) for rule in RULES.values()) <= rules.PARAMS
-    tiers = (rules.HAS_PRIORITY, rules.NO_PRIORITY, rules.UNUSABLE, rules.NOT_THERE)
-    assert [tier.value for tier in tiers] == sorted(Tier, reverse=True)
-
-
-def test_the_order_key_of_triton_holds_every_tier() -> None:
-    """Two bits, signed."""
-    assert all(-2 <= tier <= 1 for tier in Tier)

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_interpreted", lambda: False)
     launch = ModuleType("launch")
     launch.RULE_IDS = {rule.rule_id for rule in RULES.values()}  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "_too_new", lambda index: None)
     monkeypatch.setattr(engine, "_load", lambda: launch)
 
 
@@ -86,11 +88,14 @@ def test_interpreted_cpu_tensors_go_to_triton_only_by_name(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_what_it_refuses() -> None:
+def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def refusals(problem: Problem) -> list[str]:
         return engine.ENGINE.unsupported_reasons(problem)
 
     assert refusals(_problem(idsel.MMR(), "mps")) == ["it runs on CUDA and HIP tensors, got a tensor on mps"]
+    monkeypatch.setattr(engine, "_too_new", lambda index: "too new")
+    assert refusals(_problem(idsel.MMR())) == ["too new"]
+    monkeypatch.setattr(engine, "_too_new", lambda index: None)
     assert refusals(_problem(idsel.MMR(), tokens=2**21 + 1)) == ["it takes at most 2**21 tokens, got 2097153"]
 
     class Novel(idsel.TopK):
@@ -137,9 +142,21 @@ def test_reasons_for_not_being_available(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     monkeypatch.undo()
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
-    for version, reason in (("3.1.0", "triton must be at least 3.2, got 3.1.0"), ("3.2.0", None), ("4.0", None)):
+    for version, reason in (("3.1.0", "triton must be at least 3.2, got 3.1"), ("3.2.0", None), ("4.0", None)):
         monkeypatch.setattr(engine.importlib.metadata, "version", lambda name, v=version: v)
         assert engine._installation.__wrapped__() == reason
+
+
+def test_a_gpu_that_triton_does_not_know_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, arch, reason in (
+        ("3.2.0", 120, "compute capability 12.0 needs triton 3.3 or later, got 3.2"),
+        ("3.2.0", 90, None),
+        ("3.3.0", 120, None),
+        ("git", 120, None),
+    ):
+        monkeypatch.setattr(engine.importlib.metadata, "version", lambda name, v=version: v)
+        monkeypatch.setattr(engine, "_arch", lambda index, a=arch: a)
+        assert engine._too_new.__wrapped__(0) == reason
 
 
 def test_a_launcher_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,18 +211,18 @@ def test_the_tile_does_not_depend_on_the_number_of_tokens() -> None:
 
     tiles = {config.choose(90, 2, tokens, 1024).tile for tokens in (1, 65, 576, 5000, 2**20)}
     assert len(tiles) == 1
-    warps = {config.choose(90, 2, n, 64, coverage=True).num_warps for n in (1, 576, 4096, 16384)}
+    warps = {config.choose(90, 2, n, 64, norms=True).num_warps for n in (1, 576, 4096, 16384)}
     assert len(warps) == 1, "Coverage's sums would have another order"
 
 
 @needs_triton
 def test_memory_grows_as_the_page_says() -> None:
-    from idsel_kernels.triton_impl import kernels, launch
+    from idsel_kernels.triton_impl import launch, workspace
 
     def plan(tokens: int, rule: idsel.Rule, batch: int = 1, k: int = 64, ragged: bool = False) -> launch.Plan:
         return launch.make_plan(_problem(rule, tokens=tokens, batch=batch, k=(k,), ragged=ragged), 90, 2**30)
 
-    arrays = kernels.ARRAYS
+    arrays = workspace.ARRAYS
     assert plan(576, idsel.MMR()).workspace == 576 * 576 + arrays * 576
     assert plan(577, idsel.MMR()).workspace == pytest.approx(577 * 592 + arrays * 592, abs=16)
     assert plan(576, idsel.DPP()).workspace == 576 * 576 + (arrays + 64) * 576
@@ -214,10 +231,10 @@ def test_memory_grows_as_the_page_says() -> None:
     # Beyond the budget: a panel of 64 rows.
     assert plan(32768, idsel.MMR()).workspace == (64 + arrays) * 32768
     assert plan(32768, idsel.MaxMin()).workspace == (64 + arrays + 512) * 32768
-    # Ragged: T x T, or as many columns as the budget has.
-    assert plan(4000, idsel.MMR(), batch=10, ragged=True).workspace == 4000 * 4000 + arrays * 4000
+    # Ragged: T x T, or as many columns as the budget has, and rows of samples that begin at multiples of 16.
+    assert plan(4000, idsel.MMR(), batch=10, ragged=True).workspace == 4000 * 4000 + arrays * (4000 + 16 * 10)
     wide = plan(100_000, idsel.MMR(), batch=100, ragged=True)
-    assert 4 * wide.workspace <= 2**30 + 4 * arrays * 100_000
+    assert 4 * wide.workspace <= 2**30 + 4 * arrays * (100_000 + 16 * 100)
     # A batch beyond the budget: several launches.
     assert plan(576, idsel.MMR(), batch=128).samples == 128
     chunked = plan(2880, idsel.MMR(), batch=128)
@@ -229,12 +246,12 @@ def test_memory_grows_as_the_page_says() -> None:
 @needs_triton
 @pytest.mark.parametrize("tokens", [1, 16, 17, 50, 63, 64])
 def test_engine_and_plan_agree_on_what_fits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from idsel_kernels.triton_impl import kernels, launch
+    from idsel_kernels.triton_impl import launch, workspace
 
     for budget in (engine._gram_bytes(tokens) - 4, engine._gram_bytes(tokens)):
         monkeypatch.setattr(engine.ENGINE, "gram_budget_bytes", budget)
         plan = launch.make_plan(_problem(idsel.MMR(), tokens=tokens), 90, budget)
-        assert engine.ENGINE._gram_fits(tokens) == (plan.dots == kernels.WHOLE.value) == (budget % 64 == 0)
+        assert engine.ENGINE._gram_fits(tokens) == (plan.dots == workspace.WHOLE.value) == (budget % 64 == 0)
     with pytest.raises(ValueError, match="Coverage needs the whole Gram"):
         launch.make_plan(_problem(idsel.Coverage(), tokens=tokens), 90, engine._gram_bytes(tokens) - 4)
 
@@ -248,20 +265,28 @@ def test_engine_and_plan_agree_on_what_fits(tokens: int, monkeypatch: pytest.Mon
 def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from idsel_kernels.triton_impl import kernels, launch
 
-    calls: list[tuple[str, tuple[int, ...], int]] = []
+    compiled: list[dict[str, object]] = []
+    launched: list[tuple[tuple[object, ...], int]] = []
 
     class Compiled:
-        def __getitem__(self, grid: tuple[int, ...]):
-            return lambda *arguments: calls.append(("compiled", grid, len(arguments)))
+        function, packed_metadata = "function", "metadata"
+
+        def __init__(self, run: Callable[..., None]) -> None:
+            self.run = run
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *arguments: launched.append((("watched", *grid), len(arguments)))
+
+    def run(*arguments: object) -> None:
+        pointers = arguments[9:18]
+        assert all(type(pointer) is int for pointer in pointers), "for a tensor the launcher asks the driver"
+        launched.append((arguments[:6], len(arguments) - 9))
 
     class Jit:
-        def __getitem__(self, grid: tuple[int, ...]):
-            def run(*arguments: object, **options: object) -> Compiled:
-                assert {"num_warps", "num_stages"} <= set(options)
-                calls.append(("jit", grid, len(arguments) + len(options) - 3))
-                return Compiled()
-
-            return run
+        def warmup(self, *arguments: object, grid: tuple[int, ...], **options: object) -> Compiled:
+            assert {"num_warps", "num_stages"} <= set(options)
+            compiled.append(options)
+            return Compiled(run)
 
     names = kernels.select_kernel.arg_names
     monkeypatch.setattr(kernels, "select_kernel", Jit())
@@ -270,18 +295,59 @@ def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch:
     def call(features: torch.Tensor) -> None:
         plan = launch.make_plan(_problem(idsel.MMR(), batch=2, tokens=100, dim=32, k=(5,)), 90, 2**30)
         empty = torch.empty(0)
-        launch.launch(plan, launch.Tensors(features, torch.rand(2, 100), None, None, None, empty, empty, empty, empty))
+        tensors = launch.Tensors(features, torch.rand(2, 100), None, None, None, empty, empty, empty, empty)
+        launch.launch(plan, tensors, 77)
 
     features = torch.randn(2, 100, 32)
     call(features)
     call(features)
+    assert len(compiled) == 1
     call(torch.randn(2, 100, 64)[:, :, ::2])  # another stride: compiled anew
+    assert len(compiled) == 2
+    assert [where for where, _ in launched] == [(2 * 3, 1, 1, 77, "function", "metadata")] * 3
+    monkeypatch.setattr(launch, "_is_watched", lambda: True)  # by a profiler: Triton's own way, which tells it
+    call(features)
     launch.make_plan.cache_clear()
-    assert [kind for kind, _, _ in calls] == ["jit", "compiled", "jit"]
-    assert {grid for _, grid, _ in calls} == {(2 * 3, 1, 1)}
-    assert {count for _, _, count in calls} == {len(names)}
+    assert launched[-1][0] == ("watched", 2 * 3, 1, 1)
     plan = launch.make_plan(_problem(idsel.MMR()), 90, 2**30)
+    expected = len(names) - (0 if launch._TAKES_CONSTEXPRS else len(plan.constexprs))
+    assert {count for _, count in launched} == {expected}
     assert tuple(plan.constexprs) == tuple(names[-len(plan.constexprs) :]), "they are handed over in this order"
+
+
+@needs_triton
+def test_launches_are_watched_where_a_profiler_has_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    from idsel_kernels.triton_impl import launch
+
+    runtime = triton.knobs.runtime if hasattr(triton, "knobs") else launch.CompiledKernel
+    assert not launch._is_watched()
+    monkeypatch.setattr(runtime, "launch_exit_hook", lambda metadata: None)
+    assert launch._is_watched()
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [64, 1024, 2048, 3584, 4096, 16384])
+def test_the_parts_of_d_are_a_function_of_the_sample(dim: int) -> None:
+    """So is the order of additions; who adds is a function of the batch."""
+    from idsel_kernels.triton_impl import config, launch
+
+    def plan(batch: int, tokens: int = 576, **more: object) -> launch.Plan:
+        return launch.make_plan(_problem(idsel.MMR(), tokens=tokens, batch=batch, dim=dim, **more), 90, 2**30)
+
+    parts = config.parts_of(45, dim)
+    assert parts == max(1, min(8, dim // 1024))
+    for batch in (1, 2, 3, 4, 128):
+        assert plan(batch).constexprs["PARTS"] == parts
+        assert plan(batch).constexprs["SPLIT"] == (parts > 1 and batch <= 3)
+        assert plan(batch).programs == 45 * (parts if plan(batch).constexprs["SPLIT"] else 1)
+        assert plan(batch).counters == plan(batch).samples * (46 if plan(batch).constexprs["SPLIT"] else 1)
+    assert plan(1, tokens=1024).constexprs["PARTS"] == parts
+    assert plan(1, tokens=1025).constexprs["PARTS"] == 1
+    # The kernel itself takes one part for a longer sample of a ragged batch.
+    assert plan(8, tokens=9000, ragged=True).constexprs["PARTS"] == parts
+    assert not plan(8, tokens=9000, ragged=True).constexprs["SPLIT"]
 
 
 @needs_triton
@@ -292,7 +358,7 @@ def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatc
     launched: list[tuple[launch.Plan, launch.Tensors]] = []
     monkeypatch.setattr(engine, "_load", lambda: sys.modules[launch.__name__])
     monkeypatch.setattr(engine, "_interpreted", lambda: True)
-    monkeypatch.setattr(launch, "launch", lambda plan, tensors: launched.append((plan, tensors)))
+    monkeypatch.setattr(launch, "launch", lambda plan, tensors, stream: launched.append((plan, tensors)))
     features, importance = torch.randn(3, 10, 8, requires_grad=True), torch.rand(3, 10)
     mask = importance > 0.5
     sel = idsel.select(features, [2, 3, 4], idsel.MMR(), importance, mask=mask, backend="triton")
@@ -322,3 +388,14 @@ def test_the_search_for_tiles_says_what_it_needs() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip() == "triton_tiles times kernels: it needs a CUDA or HIP device, and found none"
+
+
+def test_the_search_says_which_tiles_its_times_do_not_tell_apart() -> None:
+    from bench.tools.triton_tiles import ranking
+
+    times = {
+        (64, 64, 3): [[10.0, 10.2, 10.1], [20.0, 20.2, 20.1]],
+        (64, 64, 4): [[10.1, 10.3, 10.2], [20.1, 20.3, 20.2]],
+        (32, 64, 3): [[9.0, 9.1, 9.2], [30.0, 30.2, 30.1]],
+    }
+    assert ranking(times) == ((64, 64, 3), [(64, 64, 4)])

@@ -104,6 +104,7 @@ def test_counters_are_zero_after_every_launch() -> None:
 ROW_RULES = tuple(name for name in RULE_CASES if not name.startswith("coverage") and name not in SAME_BRANCH)
 
 
+@pytest.mark.every_triton
 @pytest.mark.parametrize("rule", ROW_RULES)
 def test_panels_pick_what_the_gram_does(rule: str, panels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     case = clustered(2, 40, 20, seed=5)
@@ -172,9 +173,91 @@ def test_the_interpreter_runs_only_when_asked_for_by_name() -> None:
 
 
 def test_coverage_of_negative_importance_follows_the_reference() -> None:
+    """Priorities of negative saliency rise as gains fall, so an old one is no bound."""
+    features, _, _ = exact(2, 20, 16, seed=10)
+    importance = torch.tensor([1.0, -2.0, 0.5, 4.0, -0.25]).repeat(4)[torch.arange(20) * 7 % 20].expand(2, 20)
+    for alpha in (1.0, 2.0, 3.0):
+        rule = idsel.Coverage(alpha=alpha)
+        sel = idsel.select(features, 20, rule, importance, backend="triton")
+        expected = idsel.testing.oracle(features, 20, rule, importance)
+        assert torch.equal(sel.indices, expected.indices)
+        assert torch.equal(sel.scores, expected.scores.float())
     features, importance, _ = clustered(1, 20, 8, seed=10)
     importance[0, ::3] *= -1
     for alpha in (0.5, 1.0, 2.0, 3.0):
         rule = idsel.Coverage(alpha=alpha)
         sel = idsel.select(features, 20, rule, importance, backend="triton")
-        assert torch.equal(sel.indices, idsel.testing.oracle(features, 20, rule, importance).indices)
+        check_selection(sel, features, rule=rule, importance=importance).assert_ok(REGRET)
+
+
+# --- D in parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one k-tile, so that D = 40 has two, the second of them half empty."""
+    monkeypatch.setattr(config, "_PART", 16)
+    launch.make_plan.cache_clear()
+
+
+@pytest.mark.every_triton
+@ALL_RULES
+def test_programs_that_share_a_tile_give_the_bits_of_one(rule: str, parts: None) -> None:
+    case = clustered(14, 50, 40, seed=8)
+    alone = {name: value[:2] for name, value in case.inputs().items()}
+    ran: list[list[int]] = []
+    for order in ("reversed", "shuffled"):
+        with program_order(lambda programs, order=order: _orders(programs)[order]) as programs:
+            shared = idsel.select(**alone, k=8, rule=RULE_CASES[rule], backend="triton")
+        ran.append(sorted(programs))
+        check_selection(shared, **alone, rule=RULE_CASES[rule]).assert_ok(REGRET)
+    with program_order(lambda programs: list(range(programs))) as programs:
+        together = idsel.select(**case.inputs(), k=8, rule=RULE_CASES[rule], backend="triton")
+    tiles = 4 if rule == "topk" else 10
+    assert ran == [list(range(2 * tiles * 2))] * 2
+    # 14 samples have tiles enough for a GPU, so one program has all of a tile; but for TopK, which has few.
+    assert len(programs) == 14 * tiles * (2 if rule == "topk" else 1)
+    assert same(shared, idsel.Selection(together.indices[:2], together.scores[:2]))
+    counters = engine.ENGINE._counters.by_stream
+    assert not any(bool(values.any()) for values in counters.values())
+
+
+@pytest.mark.parametrize("rule", ["idselection", "maxmin", "dpp", "coverage"])
+def test_a_sample_of_a_ragged_batch_has_the_bits_it_has_alone(
+    rule: str, parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "FEW_TILES", 6)  # of 16 tokens: up to 48
+    launch.make_plan.cache_clear()
+    case = ragged((5, 33, 0, 60), 40, seed=4)
+    sel = idsel.select(**case.inputs(), k=7, rule=RULE_CASES[rule], backend="triton")
+    check_selection(sel, **case.inputs(), rule=RULE_CASES[rule]).assert_ok(REGRET)
+    for sample, (begin, end) in enumerate(((0, 5), (5, 38), (38, 38), (38, 98))):
+        if begin < end:
+            alone = idsel.select(
+                case.features[begin:end], 7, RULE_CASES[rule], case.importance[begin:end], backend="triton"
+            )
+            assert torch.equal(sel.indices[sample], alone.indices[0])
+            assert torch.equal(sel.scores[sample], alone.scores[0])
+
+
+# --- What has no priority ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.every_triton
+@pytest.mark.parametrize("importance", ["flat", "ties", "uniform"])
+def test_many_picks_by_importance_alone(importance: str) -> None:
+    """More tokens than a block of the select has, and values that many of them share."""
+    case = clustered(1, 1300, 4, importance=importance)
+    case.importance[0, 7::50], case.importance[0, 9::50] = float("nan"), float("-inf")
+    for k in (1, 700, 1300):
+        sel = idsel.select(**case.inputs(), k=k, rule=idsel.TopK(), backend="triton")
+        expected = idsel.select(**case.inputs(), k=k, rule=idsel.TopK(), backend="torch")
+        assert same(sel, expected)
+
+
+def test_what_is_suppressed_follows_by_importance_and_keeps_its_order() -> None:
+    case = clustered(2, 90, 8, seed=3)
+    rule = idsel.HardSuppress(threshold=-0.9)  # hardly more than one pick has a priority
+    sel = idsel.select(**case.inputs(), k=90, rule=rule, backend="triton")
+    assert same(sel, idsel.select(**case.inputs(), k=90, rule=rule, backend="torch"))
+    assert (sel.scores == -torch.inf).sum() > 150

@@ -86,17 +86,22 @@ def tile_for(arch: int, itemsize: int, dim: int) -> Tile:
     raise ValueError(f"no tile for arch {arch}, {itemsize} bytes per element, D = {dim}")
 
 
-def _max_registers(arch: int, itemsize: int, num_warps: int, norms: bool) -> int | None:
+def _max_registers(
+    arch: int, itemsize: int, dim: int, num_warps: int, streamed: bool, history: bool, norms: bool
+) -> int | None:
     """The limit to compile for; None leaves it to the assembler.
 
     Left alone, the assembler rounds its limit down to raise the number of programs per multiprocessor, and now and then
-    spills a few bytes for it. These are the limits at which nothing spilled (`bench/tools/triton_resources.py`).
+    spills a few bytes for it. These are the limits at which nothing spilled (`bench/tools/triton_resources.py`), and
+    shared memory allows no more programs.
     """
     if arch < 80:
         return None
-    if norms:
+    if num_warps == 4:
+        return 168 if 90 <= arch < 120 and itemsize == 2 and dim < 2 * _PART else 255
+    if norms or history:
         return 255
-    return 224 if itemsize == 4 and num_warps == 4 else None
+    return 128 if arch >= 120 and itemsize == 2 and not streamed else None
 
 
 def choose(
@@ -133,5 +138,5 @@ def choose(
     # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens, or three tiles
     # of sums. Coverage has norms, so one number of warps adds up its gains.
     num_warps = 8 if norms or block_n > 1024 or (history and not resident) else 4
-    max_registers = _max_registers(arch, itemsize, num_warps, norms)
+    max_registers = _max_registers(arch, itemsize, dim, num_warps, streamed, history, norms)
     return Config(tile, block_n, resident, num_warps, max_registers)

@@ -152,7 +152,7 @@ def row_loop(
     DOTS: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
     PARTS: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Picks while tokens have priorities; returns how many. With RESIDENT one block has all, its values in registers."""
+    """Picks while tokens have priorities; returns how many. With RESIDENT one block has all tokens, in registers."""
     tokens, end = tl.arange(0, BLOCK_N), padded(n)
     priority_ptr, state_ptr = scratch_ptr + scratch_width * PRIORITY, scratch_ptr + scratch_width * STATE
     scale_ptr = scratch_ptr + scratch_width * SCALE
@@ -284,7 +284,15 @@ def _cover(pick, row_ptr, scratch_ptr, n, scratch_width, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _sum_gains(
-    candidates, wanted, gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_M: tl.constexpr, COVER_N: tl.constexpr
+    candidates,
+    wanted,
+    gram_ptr,
+    scratch_ptr,
+    n,
+    gram_width,
+    scratch_width,
+    COVER_M: tl.constexpr,
+    COVER_N: tl.constexpr,
 ):
     """The sums over i of max(0, c_ij - cover_i) of the candidates j, in blocks whose size is the same for every N.
 
@@ -298,7 +306,10 @@ def _sum_gains(
         scale_i = tl.load(scratch_ptr + scratch_width * SCALE + i, mask=i < padded(n), other=0.0)
         covered = tl.load(scratch_ptr + scratch_width * COVER + i, mask=i < padded(n), other=INF)
         dot = tl.load(
-            row_ptr[:, None] + i[None, :], mask=wanted[:, None] & (i < padded(n))[None, :], other=0.0, cache_modifier=".cg"
+            row_ptr[:, None] + i[None, :],
+            mask=wanted[:, None] & (i < padded(n))[None, :],
+            other=0.0,
+            cache_modifier=".cg",
         )
         uncovered = similarity(dot, scale_j[:, None], scale_i[None, :]) - covered[None, :]
         gain += tl.where(uncovered > 0.0, uncovered, 0.0)

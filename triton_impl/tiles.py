@@ -12,7 +12,16 @@ import triton.language as tl
 from .rules import INF, STATE_COVERAGE, similarity
 from .workspace import NO_ROWS, OF_TILES, SQUARES, padded
 
-__all__ = ["dots", "finish_tile", "importance_of", "part_length", "place_of", "reciprocal_norm", "sum_parts", "takes_part"]
+__all__ = [
+    "dots",
+    "finish_tile",
+    "importance_of",
+    "part_length",
+    "place_of",
+    "reciprocal_norm",
+    "sum_parts",
+    "takes_part",
+]
 
 
 @triton.jit
@@ -35,11 +44,11 @@ def place_of(tile, all_pairs):
 
 
 @triton.jit
-def _dots_between(
+def _products(
     begin, end, features_ptr, rows, columns, n, dim, stride_fn, stride_fd,
     NORMS: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The part of the dot products that lies in [begin, end) of D; with NORMS also the squares of rows and columns."""
+    """Products of rows and columns over [begin, end) of D; with NORMS also of rows with rows, columns with columns."""
     k = begin + tl.arange(0, BLOCK_K)
     row_ptr = features_ptr + rows.to(tl.int64)[:, None] * stride_fn + k.to(tl.int64)[None, :] * stride_fd
     column_ptr = features_ptr + columns.to(tl.int64)[None, :] * stride_fn + k.to(tl.int64)[:, None] * stride_fd
@@ -60,6 +69,27 @@ def _dots_between(
             of_columns = tl.dot(tl.trans(b), b, of_columns, input_precision="ieee")
         row_ptr += BLOCK_K * stride_fd
         column_ptr += BLOCK_K * stride_fd
+    return products, of_rows, of_columns
+
+
+@triton.jit
+def _dots_between(
+    begin, end, features_ptr, rows, columns, n, dim, stride_fn, stride_fd,
+    NORMS: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The part of the dot products that lies in [begin, end) of D; with NORMS also the squares of rows and columns."""
+    # Operands of float32 are in registers, too many for three products at once.
+    AT_ONCE: tl.constexpr = NORMS and features_ptr.dtype.element_ty != tl.float32
+    products, of_rows, of_columns = _products(
+        begin, end, features_ptr, rows, columns, n, dim, stride_fn, stride_fd, AT_ONCE, WIDEN, BLOCK_M, BLOCK_K
+    )
+    if NORMS and not AT_ONCE:
+        of_rows, _, _ = _products(
+            begin, end, features_ptr, rows, rows, n, dim, stride_fn, stride_fd, False, WIDEN, BLOCK_M, BLOCK_K
+        )
+        of_columns, _, _ = _products(
+            begin, end, features_ptr, columns, columns, n, dim, stride_fn, stride_fd, False, WIDEN, BLOCK_M, BLOCK_K
+        )
     return products, _diagonal(of_rows, BLOCK_M), _diagonal(of_columns, BLOCK_M)
 
 
@@ -200,9 +230,7 @@ def finish_tile(
                 mirror_ptr = gram_ptr + columns.to(tl.int64)[:, None] * gram_width + rows[None, :]
                 tl.store(mirror_ptr, tl.trans(products), mask=(columns < n)[:, None] & (rows < padded(n))[None, :])
     if NORMS:
-        usable_i = _usable(
-            rows, squares_i, importance_ptr, mask_ptr, stride_in, stride_mn, n, HAS_IMPORTANCE, HAS_MASK
-        )
+        usable_i = _usable(rows, squares_i, importance_ptr, mask_ptr, stride_in, stride_mn, n, HAS_IMPORTANCE, HAS_MASK)
         usable_j = _usable(
             columns, squares_j, importance_ptr, mask_ptr, stride_in, stride_mn, n, HAS_IMPORTANCE, HAS_MASK
         )

@@ -61,14 +61,20 @@ class _WithoutDevice(cuda.CudaEngine):
 class _NoKernel:
     """Stands for Triton's kernel, not compiled and compiled."""
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., _NoKernel]:
-        return lambda *arguments, **options: self
+    function = packed_metadata = None
+
+    def warmup(self, *arguments: object, **options: object) -> _NoKernel:
+        return self
+
+    def run(self, *arguments: object) -> None:
+        pass
 
 
 def _triton_without_launch() -> Any:
-    from idsel_kernels.triton_impl import kernels
+    from idsel_kernels.triton_impl import kernels, launch
 
-    kernels.select_kernel = _NoKernel()  # type: ignore[attr-defined]
+    kernels.select_kernel = _NoKernel()  # type: ignore[assignment]
+    launch.INTERPRETED = False
     triton._installation = lambda: None  # type: ignore[assignment]
     triton._interpreted = lambda: True  # so that it takes CPU tensors
     return triton.ENGINE

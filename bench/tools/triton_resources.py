@@ -47,7 +47,7 @@ MATRIX_INSTRUCTION = {
 }  # fmt: skip
 FAMILIES = tuple(rules.RULES)
 # Copies from global to shared memory that pass no register, by bytes.
-ASYNCHRONOUS_COPY = r"\bcp\.async\.c[ag]\.shared\.global.*?, (?:0x)?([0-9a-f]+)"
+ASYNCHRONOUS_COPY = r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\], (?:0x)?([0-9a-f]+)"
 
 
 class Variant(NamedTuple):

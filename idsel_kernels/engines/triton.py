@@ -21,6 +21,7 @@ from .counters import StreamCounters
 __all__ = ["ENGINE", "TritonEngine"]
 
 _LEAST_VERSION = (3, 2)
+_KNOWS_BLACKWELL = (3, 3)
 # Tiles of a triangle are counted in 32 bits.
 _MAX_TOKENS = 2**21
 
@@ -58,6 +59,8 @@ class TritonEngine:
             reasons.append(f"it runs on CUDA and HIP tensors, got a tensor on {problem.device}")
         if problem.rule.rule_id not in _library().RULE_IDS:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
+        if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
+            reasons.append(reason)
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
         if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):
@@ -109,9 +112,7 @@ class TritonEngine:
             None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous(),
             None if counts is None else counts.to(torch.int32).contiguous(),
             torch.empty(plan.workspace, dtype=torch.float32, device=device),
-            self._counters.zeros(
-                plan.counters, device, stream, is_gpu and torch.cuda.is_current_stream_capturing()
-            ),
+            self._counters.zeros(plan.counters, device, stream, is_gpu and torch.cuda.is_current_stream_capturing()),
             indices,
             scores,
         )
@@ -154,14 +155,28 @@ def _installation() -> str | None:
     """What is wrong with the installed Triton; None where nothing is."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'idsel_kernels[triton]'; it exists for Linux)"
+    if (version := _version()) is not None and version < _LEAST_VERSION:
+        least, got = (".".join(map(str, numbers)) for numbers in (_LEAST_VERSION, version))
+        return f"triton must be at least {least}, got {got}"
+    return None
+
+
+def _version() -> tuple[int, ...] | None:
+    """Of the installed Triton, major and minor; None where it does not say."""
     try:
         version = importlib.metadata.version("triton")
-        numbers = tuple(int(part) for part in version.split(".")[:2])
+        return tuple(int(part) for part in version.split(".")[:2])
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None  # built from source or renamed: it may well do
-    if numbers < _LEAST_VERSION:
-        return f"triton must be at least {_LEAST_VERSION[0]}.{_LEAST_VERSION[1]}, got {version}"
-    return None
+
+
+@functools.cache
+def _too_new(index: int) -> str | None:
+    """Why the installed Triton does not know a device: it would stop the process."""
+    version, arch = _version(), _arch(index)
+    if version is None or version >= _KNOWS_BLACKWELL or arch < 100:
+        return None
+    return f"compute capability {arch // 10}.{arch % 10} needs triton 3.3 or later, got {'.'.join(map(str, version))}"
 
 
 @functools.cache
