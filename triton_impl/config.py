@@ -98,10 +98,10 @@ def _max_registers(
     if arch < 80:
         return None
     if num_warps == 4:
-        return 168 if 90 <= arch < 120 and itemsize == 2 and dim < 2 * _PART else 255
-    if norms or history:
+        return 168 if 90 <= arch < 120 and dim < 2 * _PART else 255
+    if itemsize == 4 or norms or history:
         return 255
-    return 128 if arch >= 120 and itemsize == 2 and not streamed else None
+    return 128 if arch >= 120 and not streamed else None
 
 
 def choose(
@@ -131,12 +131,13 @@ def choose(
     if norms and tile.block_k == 64 and not 90 <= arch < 120:
         # Operands in registers, which three products want at once.
         tile = tile._replace(block_k=32)
-    resident = not streamed and tokens <= LARGEST_RESIDENT
+    # Rows of DPP's history are in flight besides.
+    resident = not streamed and tokens <= (LARGEST_RESIDENT // 2 if history else LARGEST_RESIDENT)
     block_n = _SMALL_STREAMED_BLOCK if short or history else _STREAMED_BLOCK
     if resident:
         block_n = max(64, 1 << (tokens - 1).bit_length())
-    # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens, or three tiles
-    # of sums. Coverage has norms, so one number of warps adds up its gains.
-    num_warps = 8 if norms or block_n > 1024 or (history and not resident) else 4
+    # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens, three tiles of
+    # sums, or operands of float32. Coverage has norms, so one number of warps adds up its gains.
+    num_warps = 8 if norms or itemsize == 4 or block_n > 1024 or (history and not resident) else 4
     max_registers = _max_registers(arch, itemsize, dim, num_warps, streamed, history, norms)
     return Config(tile, block_n, resident, num_warps, max_registers)
