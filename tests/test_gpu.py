@@ -25,7 +25,7 @@ ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES)
 def test_a_thousand_launches_give_the_same_bits(rule: str, gpu: Backend) -> None:
     cases = [
         gpu.inputs(clustered(batch, tokens, dim, seed=tokens, dtype=dtype).inputs())
-        for batch, tokens, dim in ((1, 576, 1024), (5, 130, 72), (16, 257, 256))
+        for batch, tokens, dim in ((1, 576, 1024), (5, 130, 72), (16, 257, 256), (2, 200, 2048))
         for dtype in (torch.bfloat16, torch.float32)
     ]
     calls = [dict(**inputs, k=24, rule=RULE_CASES[rule], backend=gpu.name) for inputs in cases]
@@ -35,9 +35,9 @@ def test_a_thousand_launches_give_the_same_bits(rule: str, gpu: Backend) -> None
 
 
 @ALL_RULES
-@pytest.mark.parametrize("tokens", [57, 576, 3000])
-def test_batch_mates_and_raggedness_change_no_bit(rule: str, tokens: int, gpu: Backend) -> None:
-    case = clustered(3, tokens, 96, seed=tokens, dtype=torch.bfloat16)
+@pytest.mark.parametrize(("tokens", "dim"), [(57, 96), (576, 96), (3000, 96), (576, 4096)])
+def test_batch_mates_and_raggedness_change_no_bit(rule: str, tokens: int, dim: int, gpu: Backend) -> None:
+    case = clustered(3, tokens, dim, seed=tokens, dtype=torch.bfloat16)
     together = gpu.select(**case.inputs(), k=20, rule=RULE_CASES[rule])
     offsets = torch.arange(4, dtype=torch.int32) * tokens
     flat = {name: value.flatten(0, 1) for name, value in case.inputs().items()}

@@ -315,6 +315,14 @@ def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch:
     assert tuple(plan.constexprs) == tuple(names[-len(plan.constexprs) :]), "they are handed over in this order"
 
 
+def test_counts_beyond_32_bits_are_all_or_none() -> None:
+    """Nobody reads them on the host where they lie on a GPU."""
+    counts = torch.tensor([2**40 + 1, -(2**33) + 3, 2**31, 4])
+    assert engine._in_int32(counts, 6).tolist() == [6, 0, 6, 4]
+    narrow = counts[3:].to(torch.int32)
+    assert engine._in_int32(narrow, 6) is narrow
+
+
 @needs_triton
 def test_launches_are_watched_where_a_profiler_has_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton

@@ -55,8 +55,9 @@ def _greedy(
     pad(steps, width, indices_ptr, scores_ptr, BLOCK_N)
 
 
-# Strides and sizes are not annotated, so that the compiler knows which are 1 or multiples of 16: without that there are
-# neither vector loads nor asynchronous copies. What differs from call to call for no gain is not specialised.
+# Strides of features are not annotated, so that the compiler knows which is 1: without that there are neither vector
+# loads nor asynchronous copies. Multiples of 16 it knows of annotated integers too. What differs from call to call for
+# no gain is not specialised.
 @triton.jit(
     do_not_specialize=[
         "stride_ib", "stride_in", "stride_mb", "stride_mn", "tokens", "count", "width", "programs",
@@ -70,7 +71,8 @@ def select_kernel(
     stride_fb, stride_fn, stride_fd,
     stride_ib: tl.int64, stride_in: tl.int64, stride_mb: tl.int64, stride_mn: tl.int64,
     first_sample: tl.int32, tokens: tl.int32, dim, count: tl.int32, width: tl.int32, programs: tl.int32,
-    counter_stride: tl.int32, gram_width, scratch_width, scratch_offset, sums_offset,
+    counter_stride: tl.int32,
+    gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64, sums_offset: tl.int64,
     p0: tl.int64, p1: tl.int64, p2: tl.int64, p3: tl.int64,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, NORMS: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, SORT: tl.constexpr,

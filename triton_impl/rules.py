@@ -213,7 +213,8 @@ def absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, 
         state = tl.maximum(state, c)
         refreshed = (step + 1) % _integer(p1) == 0
         one_minus_lam = (1.0 - _wide(p0)).to(tl.float32)
-        return tl.where(refreshed, _number(p0) * standing - one_minus_lam * state, priority), state
+        # Said aloud which of the two products is not rounded: every loop has to agree.
+        return tl.where(refreshed, tl.fma(_number(p0), standing, -(one_minus_lam * state)), priority), state
     elif RULE == MAX_MIN:
         # The first pick was ranked by another quantity.
         return tl.minimum(tl.where(step == 0, INF, priority), 1.0 - c), state

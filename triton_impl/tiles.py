@@ -52,6 +52,7 @@ def _products(
     k = begin + tl.arange(0, BLOCK_K)
     row_ptr = features_ptr + rows.to(tl.int64)[:, None] * stride_fn + k.to(tl.int64)[None, :] * stride_fd
     column_ptr = features_ptr + columns.to(tl.int64)[None, :] * stride_fn + k.to(tl.int64)[:, None] * stride_fd
+    k_step = tl.full((), BLOCK_K, dtype=tl.int64) * stride_fd
     row_mask = ((rows >= 0) & (rows < n))[:, None]
     column_mask = ((columns >= 0) & (columns < n))[None, :]
     products = tl.zeros((BLOCK_M, BLOCK_M), dtype=tl.float32)
@@ -67,8 +68,8 @@ def _products(
         if NORMS:
             of_rows = tl.dot(a, tl.trans(a), of_rows, input_precision="ieee")
             of_columns = tl.dot(tl.trans(b), b, of_columns, input_precision="ieee")
-        row_ptr += BLOCK_K * stride_fd
-        column_ptr += BLOCK_K * stride_fd
+        row_ptr += k_step
+        column_ptr += k_step
     return products, of_rows, of_columns
 
 

@@ -110,7 +110,7 @@ class TritonEngine:
             None if importance is None else importance.detach(),
             mask,
             None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous(),
-            None if counts is None else counts.to(torch.int32).contiguous(),
+            None if counts is None else _in_int32(counts, width),
             torch.empty(plan.workspace, dtype=torch.float32, device=device),
             self._counters.zeros(plan.counters, device, stream, is_gpu and torch.cuda.is_current_stream_capturing()),
             indices,
@@ -122,6 +122,13 @@ class TritonEngine:
     def _gram_fits(self, tokens: int) -> bool:
         """As `launch.make_plan` decides."""
         return _gram_bytes(tokens) <= self.gram_budget_bytes
+
+
+def _in_int32(counts: torch.Tensor, width: int) -> torch.Tensor:
+    """As the kernel takes them. It clamps to [0, width] itself, but what is cut to 32 bits may be anything."""
+    if counts.dtype is torch.int64:
+        counts = counts.clamp(0, width).to(torch.int32)
+    return counts.contiguous()
 
 
 def _gram_bytes(tokens: int) -> int:
