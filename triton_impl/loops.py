@@ -61,7 +61,7 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def start_tokens(
-    importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0, p1,
+    importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NORMS: tl.constexpr,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
