@@ -31,6 +31,7 @@ else:
     )
     from .dispatch import Explanation, UnsupportedProblem, available_backends, use_backend
     from .merging import Merged, bipartite_pairing, merge
+    from .planning import Plan, plan
     from .pruning import Pruned, prune
     from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
     from .selection import Selection
@@ -44,6 +45,7 @@ __all__ = [
     "IDSelection",
     "MaxMin",
     "Merged",
+    "Plan",
     "Pruned",
     "Rule",
     "Selection",
@@ -63,6 +65,7 @@ __all__ = [
     "merge",
     "mmr_select",
     "nms_select",
+    "plan",
     "prune",
     "select",
     "testing",

@@ -12,8 +12,8 @@ from . import _copies
 
 __all__ = ["ABI", "build_notes", "build_state", "failure", "library", "rule_ids"]
 
-# Of csrc/include/idsel/select.h: the layout of arguments that this package passes.
-ABI = 7
+# Of csrc/include/idsel/select.h: the library that this package calls.
+ABI = 8
 
 
 @functools.cache

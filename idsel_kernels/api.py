@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from typing_extensions import Unpack
 
-from . import checks, dispatch, ops
+from . import calls, checks, dispatch, ops
 from .counts import Count, resolve
 from .problem import Inputs, Problem
 from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, by_name
@@ -105,14 +105,33 @@ def select(
         >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5])).indices
         tensor([[0, 2]])
     """
+    key = None
+    is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
+    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(features, importance, mask, cu_seqlens):
+        given = Inputs(features, importance, mask, cu_seqlens)
+        key, call = calls.find(given, rule, plain_k, sort, backend)
+        if call is not None:
+            return Selection(*call.run(given))
     inputs, counts, rule = prepare(
         features, k, rule, importance, mask, cu_seqlens, sort, backend, keep_ratio=keep_ratio, k_max=k_max
     )
-    return run(inputs, counts, rule, sort, backend, validate)
+    return run(inputs, counts, rule, sort, backend, validate, key)
 
 
-def run(inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str | None, validate: bool) -> Selection:
-    """`select` on what `prepare` returns, through the operator where something is watching operators."""
+def _plain(k: Any) -> int | tuple[int, ...] | None:
+    """`k` as part of a key, where it is an int or a list of ints; a bool would be equal to an int."""
+    if type(k) is int:
+        return k
+    return tuple(k) if type(k) in (list, tuple) and set(map(type, k)) == {int} else None
+
+
+def run(
+    inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str | None, validate: bool, key: Any = None
+) -> Selection:
+    """`select` on what `prepare` returns, through the operator where something is watching operators.
+
+    `key` is one more under which `calls` will find the call.
+    """
     checks.check_flag("validate", validate)
     if must_trace(*inputs):
         features, importance, mask, cu_seqlens, device_counts = inputs
@@ -120,8 +139,7 @@ def run(inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str 
         companions = importance, mask, cu_seqlens
         answer = ops.select(features, counts, rule_id, params, *companions, sort, backend, validate, device_counts)
         return Selection(*answer)
-    problem = Problem.of(inputs, rule, counts, sort)
-    return Selection(*dispatch.execute(problem, inputs, backend, validate))
+    return Selection(*calls.run(inputs, rule, counts, sort, backend, validate, key))
 
 
 def explain(

@@ -15,6 +15,7 @@ from .rules import Coverage, HardSuppress, MaxMin, Rule
 
 __all__ = [
     "check_after_picks",
+    "check_as_planned",
     "check_backend",
     "check_choice",
     "check_compared",
@@ -22,15 +23,22 @@ __all__ = [
     "check_flag",
     "check_hidden",
     "check_inputs",
+    "check_is_plain",
     "check_merge",
     "check_offsets",
+    "check_out",
     "check_pairing",
+    "check_planned_k",
     "check_rule",
     "check_tensor",
     "check_values",
+    "form_of",
 ]
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Shape, dtype and device.
+Form = tuple[tuple[int, ...], torch.dtype, torch.device]
+
 IMPORTANCE_DTYPES = (*FEATURE_DTYPES, torch.float64)
 
 
@@ -284,6 +292,51 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
         _check_finite("importance", "token", torch.isfinite(inputs.importance) | ignored)
         if isinstance(problem.rule, Coverage) and bool(((inputs.importance < 0) & ~ignored).any()):
             raise ValueError("importance must be >= 0 for Coverage, got a negative one")
+
+
+def form_of(tensor: torch.Tensor | None) -> Form | None:
+    """What a plan asks of a tensor."""
+    return None if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+def check_as_planned(name: str, planned: Form | None, tensor: Any) -> None:
+    """A tensor of a run against the one that was planned."""
+    if tensor is not None:
+        check_tensor(name, tensor)
+    got = form_of(tensor)
+    if got != planned:
+        raise ValueError(f"{name} must be {_in_words(planned)}, as planned, got {_in_words(got)}")
+
+
+def _in_words(form: Form | None) -> str:
+    return "None" if form is None else "{} {} on {}".format(*form)
+
+
+def check_planned_k(k: Any, is_planned: bool) -> torch.Tensor:
+    """A k for a run."""
+    if not is_planned:
+        raise TypeError(f"k must be None in a run of a plan that was made without a tensor k, got {k!r}")
+    check_tensor("k", k)
+    tensor: torch.Tensor = k
+    return tensor
+
+
+def check_out(out: Any, like: Sequence[torch.Tensor]) -> None:
+    """Outputs of the caller, of the shape, dtype and device of others."""
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(f"out must be a pair of tensors, indices and scores, got {type(out).__name__}")
+    for name, tensor, wanted in zip(("out.indices", "out.scores"), out, like, strict=True):
+        check_tensor(name, tensor)
+        if form_of(tensor) != form_of(wanted):
+            raise ValueError(f"{name} must be {_in_words(form_of(wanted))}, got {_in_words(form_of(tensor))}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+
+
+def check_is_plain(what: str, is_traced: bool) -> None:
+    """For what is done once, before anything is traced or captured."""
+    if is_traced:
+        raise RuntimeError(f"{what} must be called eagerly and on plain tensors, got a call that torch traces")
 
 
 def check_counts(counts: torch.Tensor, k_max: int) -> None:

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-import torch
-
 from . import _env, checks
 from .engines.base import Engine
-from .problem import Inputs, Problem
+from .problem import Problem
 
 __all__ = [
     "BACKENDS",
@@ -22,10 +20,11 @@ __all__ = [
     "UnsupportedProblem",
     "available_backends",
     "backend_status",
+    "choose",
     "device_types",
-    "execute",
     "explain_problem",
     "use_backend",
+    "wanted",
 ]
 
 # In the order in which they are tried; an engine refuses what it cannot run, so the order is the whole policy.
@@ -137,7 +136,7 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def _wanted(backend: str | None) -> tuple[str | None, str]:
+def wanted(backend: str | None) -> tuple[str | None, str]:
     """The backend asked for, and by what."""
     if backend is not None:
         return backend, "argument"
@@ -149,33 +148,29 @@ def _wanted(backend: str | None) -> tuple[str | None, str]:
     return None, "automatic"
 
 
-def _choose(problem: Problem, backend: str | None) -> Engine:
-    wanted, source = _wanted(backend)
-    for name in BACKENDS if wanted is None else (wanted,):
-        reasons = _refusals(name, problem, by_name=wanted is not None)
+def choose(problem: Problem, backend: str | None = None) -> Engine:
+    """The engine that runs a problem.
+
+    Raises:
+        UnsupportedProblem: the backend asked for by name cannot.
+    """
+    name, source = wanted(backend)
+    for candidate in BACKENDS if name is None else (name,):
+        reasons = _refusals(candidate, problem, by_name=name is not None)
         if not reasons:
-            engine = _load(name)
+            engine = _load(candidate)
             assert not isinstance(engine, str)  # else it would have been a reason
             return engine
-        if wanted is not None:
+        if name is not None:
             raise UnsupportedProblem(f"backend {name!r} (by {source}) cannot run this: {'; '.join(reasons)}")
     raise UnsupportedProblem(f"no backend can run this: {problem}")
 
 
-def execute(
-    problem: Problem, inputs: Inputs, backend: str | None = None, validate: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs checked inputs on the engine chosen for them; indices and scores, never requiring grad."""
-    engine = _choose(problem, backend)
-    checks.check_values(problem, inputs, validate)
-    return engine.run(problem, inputs)
-
-
 def explain_problem(problem: Problem, backend: str | None = None) -> Explanation:
-    """The `Explanation` of what `execute` would choose."""
-    wanted, source = _wanted(backend)
-    reasons = {name: tuple(_refusals(name, problem, by_name=wanted is not None)) for name in BACKENDS}
-    candidates = BACKENDS if wanted is None else (wanted,)
+    """The `Explanation` of what `choose` would."""
+    asked, source = wanted(backend)
+    reasons = {name: tuple(_refusals(name, problem, by_name=asked is not None)) for name in BACKENDS}
+    candidates = BACKENDS if asked is None else (asked,)
     chosen = next((name for name in candidates if not reasons[name]), None)
     engine = _load(chosen) if chosen else None
     algorithm = engine.algorithm(problem) if engine is not None and not isinstance(engine, str) else ""

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from . import checks, dispatch
+from . import calls, checks, dispatch
 from .combine import combine, weight_dtype
 from .counts import device_counts, host_counts
-from .problem import Inputs, Problem
+from .problem import Inputs
 from .rules import decode
 from .selection import gather_rows
 
@@ -55,8 +55,8 @@ def _select(
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if counts is not None:
         inputs = inputs._replace(counts=device_counts(counts, inputs, batch))
-    problem = Problem.of(inputs, rule, host_counts(k[0] if len(k) == 1 else list(k), batch), sort)
-    return dispatch.execute(problem, inputs, backend, validate)
+    k = host_counts(k[0] if len(k) == 1 else list(k), batch)
+    return calls.run(inputs, rule, k, sort, backend, validate)
 
 
 def _select_fake(

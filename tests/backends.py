@@ -19,7 +19,7 @@ import torch
 from cases import EXACT_CASES, FEW_INPUTS, SAME_BRANCH, TELLING_PICKS
 
 import idsel_kernels as idsel
-from idsel_kernels import dispatch
+from idsel_kernels import calls, dispatch
 from idsel_kernels.engines.base import Engine
 
 sys.path.insert(0, str(Path(__file__).parent / "emulator"))
@@ -98,6 +98,7 @@ def same(a: idsel.Selection, b: idsel.Selection) -> bool:
 def set_gram_budget(monkeypatch: pytest.MonkeyPatch, name: str, budget_bytes: int) -> None:
     """What a backend of that name may keep of similarities, before it goes on in panels."""
     monkeypatch.setattr(dispatch._load(name), "gram_budget_bytes", budget_bytes)
+    calls.forget()
 
 
 @contextmanager
@@ -115,6 +116,7 @@ def registered(engine: Engine) -> Iterator[None]:
         del dispatch._MODULES[engine.name]
         dispatch.BACKENDS = tuple(dispatch._MODULES)
         dispatch._load.cache_clear()
+        calls.forget()
 
 
 # --- Device code on the CPU -------------------------------------------------------------------------------------------

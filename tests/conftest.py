@@ -14,6 +14,8 @@ from backends import Backend
 from cases import RULE_CASES
 from golden import GoldenRun
 
+from idsel_kernels import calls
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Workers that each start a thread per core wait for one another most of the time.
@@ -86,6 +88,7 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 @pytest.fixture(autouse=True)
-def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests choose backends themselves; a variable in the developer's shell must not."""
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests choose backends themselves; a variable in the developer's shell must not. Some change engines."""
     monkeypatch.delenv("IDSEL_BACKEND", raising=False)
+    calls.forget()

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import dispatch
+from idsel_kernels import calls, dispatch
 from idsel_kernels.engines import reference
+from idsel_kernels.engines.base import Launcher
 from idsel_kernels.problem import Inputs, Problem
 
 X, S = torch.randn(1, 6, 4), torch.rand(1, 6)
@@ -34,16 +35,17 @@ class _Recorder:
     def algorithm(self, problem: Problem) -> str:
         return f"the {self.name} way"
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def launcher(self, problem: Problem, inputs: Inputs) -> Launcher:
         self.problems.append(problem)
-        return reference.ENGINE.run(problem, inputs)
+        return reference.ENGINE.launcher(problem, inputs)
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Recorder]:
-    """All four backends, as recorders."""
+    """All four backends, as recorders, which may change from call to call: no call is kept."""
     recorders = {name: _Recorder(name) for name in dispatch.BACKENDS}
     monkeypatch.setattr(dispatch, "_load", lambda name: recorders[name])
+    monkeypatch.setattr(calls, "_keep", lambda key, call: None)
     return recorders
 
 

@@ -276,7 +276,7 @@ def test_offsets_that_nobody_checked_stay_inside_the_tensors(
     for offsets in ([0, 999, 200], [100, 40, 200], [-7, 80, 200], [0, 150, 20, 200]):
         inputs = idsel.problem.Inputs(features, None, None, torch.tensor(offsets, dtype=torch.int32))
         problem = idsel.problem.Problem.of(inputs, rule, [3], False)
-        indices, _ = engine.run(problem, inputs)
+        indices, _ = engine.launcher(problem, inputs)(*inputs)
         assert (indices < 200).all()
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from cases import RULE_CASES
 
 import idsel_kernels as idsel
+from idsel_kernels import calls
 from idsel_kernels.inputs import clustered, exact, near_duplicates, ragged
 from idsel_kernels.testing import check_selection
 
@@ -227,11 +229,12 @@ def test_assert_parity_names_the_backend_that_is_wrong(monkeypatch: pytest.Monke
     assert [report.worst_regret < 1e-6 for report in reports] == [True, True]
     right = reference.ENGINE.run
 
-    def worse(problem: idsel.dispatch.Problem, inputs: idsel.dispatch.Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        indices, scores = right(problem, inputs)
+    def worse(*arguments: Any, **out: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        indices, scores = right(*arguments, **out)
         return indices.flip(1), scores.flip(1)
 
-    monkeypatch.setattr(reference._TorchEngine, "run", lambda self, problem, inputs: worse(problem, inputs))
+    monkeypatch.setattr(reference.ENGINE, "run", worse)
+    calls.forget()
     with pytest.raises(AssertionError, match=r"^torch: regret"):
         idsel.testing.assert_parity("torch", "torch", **CASE.inputs(), k=5)
 

@@ -83,8 +83,8 @@ def test_interpreted_cpu_tensors_go_to_triton_only_by_name(monkeypatch: pytest.M
     assert automatic.backend in ("cpu", "torch")
     assert automatic.reasons["triton"] == ("TRITON_INTERPRET=1 is for tests: it runs only when asked for by name",)
     assert (named.backend, named.reasons["triton"]) == ("triton", ())
-    assert dispatch._choose(problem, None).name in ("cpu", "torch")
-    assert dispatch._choose(problem, "triton").name == "triton"
+    assert dispatch.choose(problem).name in ("cpu", "torch")
+    assert dispatch.choose(problem, "triton").name == "triton"
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -294,9 +294,9 @@ def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch:
 
     def call(features: torch.Tensor) -> None:
         plan = launch.make_plan(_problem(idsel.MMR(), batch=2, tokens=100, dim=32, k=(5,)), 90, 2**30)
-        empty = torch.empty(0)
-        tensors = launch.Tensors(features, torch.rand(2, 100), None, None, None, empty, empty, empty, empty)
-        launch.launch(plan, tensors, 77)
+        importance, empty = torch.rand(2, 100), torch.empty(0)
+        tensors = launch.pointers(features, importance, None, None, None, empty, empty, empty, empty)
+        launch.Launches(plan, features, importance, None)(77, tensors)
 
     features = torch.randn(2, 100, 32)
     call(features)
@@ -363,23 +363,25 @@ def test_the_parts_of_d_are_a_function_of_the_sample(dim: int) -> None:
 def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     from idsel_kernels.triton_impl import launch
 
-    launched: list[tuple[launch.Plan, launch.Tensors]] = []
+    launched: list[tuple[launch.Plan, tuple[torch.Tensor, ...]]] = []
     monkeypatch.setattr(engine, "_load", lambda: sys.modules[launch.__name__])
     monkeypatch.setattr(engine, "_interpreted", lambda: True)
-    monkeypatch.setattr(launch, "launch", lambda plan, tensors, stream: launched.append((plan, tensors)))
+    monkeypatch.setattr(launch.Launches, "__call__", lambda self, _, tensors: launched.append((self._plan, tensors)))
     features, importance = torch.randn(3, 10, 8, requires_grad=True), torch.rand(3, 10)
     mask = importance > 0.5
     sel = idsel.select(features, [2, 3, 4], idsel.MMR(), importance, mask=mask, backend="triton")
     assert sel.indices.shape == sel.scores.shape == (3, 4)
     assert (sel.indices.dtype, sel.scores.dtype) == (torch.int64, torch.float32)
     plan, tensors = launched[0]
-    assert tensors.features.data_ptr() == features.data_ptr() and not tensors.features.requires_grad
-    assert tensors.importance is not None and tensors.importance.data_ptr() == importance.data_ptr()
-    assert tensors.mask is mask and tensors.counts is not None and tensors.counts.tolist() == [2, 3, 4]
-    assert tensors.workspace.numel() == plan.workspace and not tensors.counters.any()
+    assert tensors[0] is features and tensors[1] is importance and tensors[2] is mask
+    names = ("offsets", "counts", "workspace", "counters", "indices", "scores")
+    rest = dict(zip(names, tensors[3:], strict=True))
+    assert rest["offsets"] is rest["counters"], "what the kernel does not read still has an address"
+    assert rest["counts"].tolist() == [2, 3, 4]
+    assert rest["workspace"].numel() == plan.workspace and not rest["counters"].any()
     offsets = torch.tensor([0, 4, 10], dtype=torch.int32)
     idsel.select(features[0], 2, idsel.MMR(), importance[0], cu_seqlens=offsets, backend="triton")
-    assert launched[1][1].counters is tensors.counters and launched[1][1].cu_seqlens is not None
+    assert launched[1][1][6] is rest["counters"] and torch.equal(launched[1][1][3], offsets)
     # Nothing to select: nothing to launch.
     assert (idsel.select(features[:, :0], 2, idsel.MaxMin(), backend="triton").indices == -1).all()
     assert len(launched) == 2

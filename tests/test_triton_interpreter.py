@@ -20,7 +20,7 @@ from idsel_kernels.engines import triton as engine
 from idsel_kernels.testing import check_selection, clustered, exact, ragged
 
 if IS_INTERPRETED:
-    from triton_interpreter import program_order, speed_up
+    from triton_interpreter import forget_plans, program_order, speed_up
 
     from idsel_kernels.triton_impl import config, launch
 
@@ -35,9 +35,9 @@ def _sizes(monkeypatch: pytest.MonkeyPatch, change: Callable[[config.Config], co
     """Launches with other tiles and blocks than the table has."""
     choose = config.choose
     monkeypatch.setattr(config, "choose", lambda *args, **kwargs: change(choose(*args, **kwargs)))
-    launch.make_plan.cache_clear()
+    forget_plans()
     yield
-    launch.make_plan.cache_clear()
+    forget_plans()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_fewer_programs_than_tiles_change_no_bit(
     case = clustered(2, 50, 20, seed=2)
     expected = idsel.select(**case.inputs(), k=8, rule=RULE_CASES[rule], backend="triton")
     monkeypatch.setattr(launch, "_MOST_PROGRAMS", 3)
-    launch.make_plan.cache_clear()
+    forget_plans()
     sel = idsel.select(**case.inputs(), k=8, rule=RULE_CASES[rule], backend="triton")
     assert same(sel, expected)
 
@@ -153,7 +153,7 @@ def test_streamed_blocks_give_the_bits_of_registers(
     case = clustered(1, 70, 16, seed=7)
     resident = idsel.select(**case.inputs(), k=10, rule=RULE_CASES[rule], sort=True, backend="triton")
     monkeypatch.setattr(config, "LARGEST_RESIDENT", 8)
-    launch.make_plan.cache_clear()
+    forget_plans()
     streamed = idsel.select(**case.inputs(), k=10, rule=RULE_CASES[rule], sort=True, backend="triton")
     assert same(streamed, resident)
 
@@ -198,7 +198,7 @@ def parts(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of one k-tile, so that D = 40 has two, the second of them half empty."""
     monkeypatch.setattr(config, "_PART", 16)
     monkeypatch.setattr(config, "FEW_TILES", 20)  # those of two samples of 50 tokens
-    launch.make_plan.cache_clear()
+    forget_plans()
 
 
 @pytest.mark.every_triton
@@ -228,7 +228,7 @@ def test_a_sample_of_a_ragged_batch_has_the_bits_it_has_alone(
     rule: str, parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "FEW_TILES", 6)  # of 16 tokens: up to 48
-    launch.make_plan.cache_clear()
+    forget_plans()
     case = ragged((5, 33, 0, 60), 40, seed=4)
     sel = idsel.select(**case.inputs(), k=7, rule=RULE_CASES[rule], backend="triton")
     check_selection(sel, **case.inputs(), rule=RULE_CASES[rule]).assert_ok(REGRET)

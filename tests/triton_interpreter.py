@@ -11,6 +11,7 @@ import numpy as np
 from triton import language as tl
 from triton.runtime import interpreter
 
+from idsel_kernels import calls
 from idsel_kernels.triton_impl import config, launch
 
 Order = Callable[[int], list[int]]
@@ -95,15 +96,21 @@ def products_in_order() -> Iterator[None]:
         builder.create_dot = dot
 
 
+def forget_plans() -> None:
+    """After a change to what plans are made of."""
+    launch.make_plan.cache_clear()
+    calls.forget()
+
+
 @contextmanager
 def large_blocks() -> Iterator[None]:
     """Tiles and Coverage's blocks of 256: each is some forty NumPy calls here, however large it is."""
     choose, cover = config.choose, config.COVER_BLOCK
     config.choose = lambda *args, **more: choose(*args, **more)._replace(tile=config.Tile(256, 64, 1))
     config.COVER_BLOCK = (16, 512, 64)
-    launch.make_plan.cache_clear()
+    forget_plans()
     try:
         yield
     finally:
         config.choose, config.COVER_BLOCK = choose, cover
-        launch.make_plan.cache_clear()
+        forget_plans()

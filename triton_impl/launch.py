@@ -6,7 +6,7 @@ import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +17,7 @@ from ..rules import State
 from . import config, kernels, workspace
 from .rules import PARAMS, RULE_IDS, STATES
 
-__all__ = ["INTERPRETED", "RULE_IDS", "Plan", "Tensors", "compiled", "launch", "make_plan"]
+__all__ = ["INTERPRETED", "RULE_IDS", "Launches", "Plan", "make_plan", "pointers"]
 
 # Whether TRITON_INTERPRET was set when Triton was imported: the kernels then run on NumPy.
 INTERPRETED = not isinstance(kernels.select_kernel, triton.JITFunction)
@@ -28,28 +28,7 @@ _TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2
 # More than this would hardly run at once on any GPU; the programs of a sample share its tiles.
 _MOST_PROGRAMS = 65536
 _INT32 = 2**31 - 1
-# The kernel's first arguments.
-_POINTERS = 9
 _IS_HIP = torch.version.hip is not None
-
-
-class Tensors(NamedTuple):
-    """The tensors of a launch; what a call lacks is None.
-
-    Shapes: features (B, N, D) or (T, D), importance and mask (B, N) or (T,), cu_seqlens (B+1,) int32, counts (B,)
-    int32, workspace (Plan.workspace,) float32, counters (Plan.counters,) int32 zeros, indices (B, k) int64, scores (B,
-    k) float32.
-    """
-
-    features: torch.Tensor
-    importance: torch.Tensor | None
-    mask: torch.Tensor | None
-    cu_seqlens: torch.Tensor | None
-    counts: torch.Tensor | None
-    workspace: torch.Tensor
-    counters: torch.Tensor
-    indices: torch.Tensor
-    scores: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -200,47 +179,28 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     )
 
 
-def launch(plan: Plan, tensors: Tensors, stream: int) -> None:
-    """Launches on a stream of the current device.
+def pointers(
+    features: torch.Tensor,
+    importance: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    counts: torch.Tensor | None,
+    workspace: torch.Tensor,
+    counters: torch.Tensor,
+    indices: torch.Tensor,
+    scores: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """The kernel's first arguments; what a call lacks is None.
 
     Args:
-        plan: of the call.
-        tensors: of the call.
-        stream: handle of the stream; nothing under the interpreter.
+        features: (B, N, D), of a batch of one also (N, D); or (T, D).
+        importance, mask: (B, N), of a batch of one also (N,); or (T,).
+        cu_seqlens: (B+1,) int32.
+        counts: (B,) int32.
+        workspace: (Plan.workspace,) float32.
+        counters: (Plan.counters,) int32, zeros.
+        indices, scores: (B, k) int64 and float32.
     """
-    if INTERPRETED:
-        for first, samples in plan.first_samples():
-            kernels.select_kernel[(samples * plan.programs, 1, 1)](
-                *_arguments(plan, tensors, first), **plan.constexprs, **plan.options
-            )
-        return
-    key = _specialisation(tensors)
-    if key not in plan.compiled:
-        plan.compiled[key] = compiled(plan, tensors)
-    kernel = plan.compiled[key]
-    constexprs = plan.constexprs.values() if _TAKES_CONSTEXPRS else ()
-    for first, samples in plan.first_samples():
-        arguments, grid = _arguments(plan, tensors, first), (samples * plan.programs, 1, 1)
-        if _is_watched():
-            kernel[grid](*arguments, *constexprs)
-            continue
-        # Triton's launcher in C, without look-ups: it asks the driver about every pointer that is not a number.
-        run = kernel.run  # loads the kernel, and with it the function
-        addresses = (tensor.data_ptr() for tensor in arguments[:_POINTERS])
-        run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None,
-            *addresses, *arguments[_POINTERS:], *constexprs)  # fmt: skip
-
-
-def compiled(plan: Plan, tensors: Tensors) -> Any:
-    """The kernel that Triton compiles for a call on the current device; nothing runs."""
-    arguments = _arguments(plan, tensors, 0)
-    return kernels.select_kernel.warmup(*arguments, grid=(1, 1, 1), **plan.constexprs, **plan.options)
-
-
-def _arguments(plan: Plan, tensors: Tensors, first_sample: int) -> tuple[Any, ...]:
-    """The kernel's, in its order, up to the constexprs."""
-    features, importance, mask, cu_seqlens, counts, workspace, counters, indices, scores = tensors
-    stride = features.stride()
     # A pointer that the kernel does not read still has to be one.
     return (
         features,
@@ -252,36 +212,79 @@ def _arguments(plan: Plan, tensors: Tensors, first_sample: int) -> tuple[Any, ..
         counters,
         indices,
         scores,
-        *((0, *stride) if len(stride) == 2 else stride),
-        *_row_strides(importance),
-        *_row_strides(mask),
-        first_sample,
-        *plan.scalars,
     )
 
 
-def _specialisation(tensors: Tensors) -> tuple[Any, ...]:
-    """What the compiler may know of the tensors beyond the plan."""
-    features, importance, mask, *_ = tensors
-    return (
-        features.device.index,
-        features.stride(),
-        features.data_ptr() % 16 == 0,
-        None if importance is None else importance.dtype,
-        _is_large(features, importance, mask) if _IS_HIP else None,
-    )
+class Launches:
+    """The launches of a plan for tensors of one layout: what is left is to fill in addresses.
+
+    Args:
+        plan: of the call.
+        features, importance, mask: tensors of the layout, as for `pointers`.
+    """
+
+    def __init__(
+        self, plan: Plan, features: torch.Tensor, importance: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> None:
+        stride = features.stride()
+        strides = (*((0, *stride) if len(stride) == 2 else stride), *_row_strides(importance), *_row_strides(mask))
+        self._plan = plan
+        # Grid and numbers of each.
+        self._each = [
+            ((samples * plan.programs, 1, 1), (*strides, first, *plan.scalars))
+            for first, samples in plan.first_samples()
+        ]
+        self._constexprs = tuple(plan.constexprs.values()) if _TAKES_CONSTEXPRS else ()
+        # What the compiler may know of the tensors beyond the plan, but for their addresses.
+        self._layout = (features.device.index, stride, None if importance is None else importance.dtype)
+        self._kernels: dict[Any, Any] = {}
+
+    def __call__(self, stream: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Launches on a stream of the current device (nothing under the interpreter), given `pointers`."""
+        if INTERPRETED:
+            self._interpret(tensors)
+            return
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        key = (addresses[0] % 16 == 0, *(map(_is_large, tensors[:3]) if _IS_HIP else ()))
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self.compiled(tensors)
+        if _is_watched():
+            for grid, numbers in self._each:
+                kernel[grid](*tensors, *numbers, *self._constexprs)
+            return
+        # Triton's launcher in C, without look-ups: it asks the driver about every pointer that is not a number.
+        run = kernel.run  # loads the kernel, and with it the function
+        for grid, numbers in self._each:
+            run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None,
+                *addresses, *numbers, *self._constexprs)  # fmt: skip
+
+    def compiled(self, tensors: tuple[torch.Tensor, ...]) -> Any:
+        """The kernel that Triton compiles for `pointers` on the current device; nothing runs."""
+        large = tuple(map(_is_large, tensors[:3])) if _IS_HIP else ()
+        key = (*self._layout, tensors[0].data_ptr() % 16 == 0, *large)
+        known, plan = self._plan.compiled, self._plan
+        if key not in known:
+            arguments = (*tensors, *self._each[0][1])
+            known[key] = kernels.select_kernel.warmup(*arguments, grid=(1, 1, 1), **plan.constexprs, **plan.options)
+        return known[key]
+
+    def _interpret(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        tensors = tuple(tensor.detach() for tensor in tensors)
+        for grid, numbers in self._each:
+            kernels.select_kernel[grid](*tensors, *numbers, **self._plan.constexprs, **self._plan.options)
 
 
 def _is_watched() -> bool:
     """Whether a profiler has asked Triton to tell it of launches."""
     runtime = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
-    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
-    return any(getattr(hook, "calls", hook) for hook in hooks)  # a chain of hooks since 3.6, which may be empty
+    before, after = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))  # since 3.6 a chain of hooks
 
 
-def _is_large(*tensors: torch.Tensor | None) -> tuple[bool, ...]:
+def _is_large(tensor: torch.Tensor) -> bool:
     """For HIP Triton compiles shorter addresses where a storage is below 2 GiB."""
-    return tuple(tensor is not None and tensor.untyped_storage().nbytes() >= 2**31 for tensor in tensors)
+    return tensor.untyped_storage().nbytes() >= 2**31
 
 
 def _row_strides(value: torch.Tensor | None) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """What a call costs the host, without a GPU: everything up to the library, or up to Triton's launcher in C.
 
-    python -m bench.tools.host [--repeats 20000]
+    python -m bench.tools.host [--repeats 20000] [--check]
 
-`cuda` and `triton` run on CPU tensors with a launch that does nothing, so their figures contain all the Python: checks,
+Each figure is the least of many means, in one run with `torch.topk` on the same importance, and shown as a multiple of
+it. The library and the launcher do nothing, and tensors lie on the CPU, so the figures contain all the Python: checks,
 choice of the engine, allocation of outputs and workspace, assembly of arguments; not the binding, the driver, nor the
-look-ups of device and stream. `cpu` is asked for no picks: the binding and the library, and nothing selected.
+look-ups of device and stream. "first" is a call of a layout that has not been seen, as each is where lengths vary.
+`--check` fails beyond the targets of DESIGN: 4 for `select`, 1.5 for `plan.run`.
 """
 
 from __future__ import annotations
@@ -12,32 +14,52 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels.engines import cpu, cuda, triton
+from idsel_kernels import _native, calls, dispatch
+from idsel_kernels.engines import base, cpu, cuda, triton
 from idsel_kernels.problem import Inputs, Problem
 from idsel_kernels.testing import clustered
+from idsel_kernels.tracing import must_trace
+
+MOST_OF_TOPK = {"select": 4.0, "plan.run": 1.5}
+K = 64
+
+
+class _NoCall:
+    """Stands for the library's `Call`."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def on_cpu(self, *arguments: object) -> None:
+        pass
+
+    def on_cuda(self, *arguments: object) -> None:
+        pass
+
+
+NO_LIBRARY: Any = SimpleNamespace(
+    Call=_NoCall,
+    cuda_plan=lambda *arguments: {"workspace_bytes": 2**21, "algorithm": "gram", "launches": 1, "flops": (0, 0)},
+    CUDA_COUNTERS_BYTES=1,
+    resolve_isa=lambda isa: 0,
+)
 
 
 class _WithoutDevice(cuda.CudaEngine):
     """The cuda engine on CPU tensors, with a library that returns at once."""
 
     device_types = ("cpu",)
-    library = SimpleNamespace(
-        select_cuda=lambda *arguments: None,
-        cuda_plan=lambda *arguments: {"workspace_bytes": 2**21},
-        CUDA_COUNTERS_BYTES=1,
-    )
     rule_ids = frozenset([idsel.IDSelection.rule_id])
 
     def _library(self) -> Any:
-        return self.library
+        return NO_LIBRARY
 
     def _library_failure(self) -> str | None:
         return None
@@ -48,11 +70,11 @@ class _WithoutDevice(cuda.CudaEngine):
     def _device_failure(self, index: int) -> str | None:
         return None
 
+    def _current_device(self) -> int | None:
+        return None
+
     def _is_capturing(self) -> bool:
         return False
-
-    def _guard(self, device: torch.device) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def _stream(self, device: torch.device) -> int:
         return 0
@@ -70,45 +92,79 @@ class _NoKernel:
         pass
 
 
-def _triton_without_launch() -> Any:
-    from idsel_kernels.triton_impl import kernels, launch
+def _without_launches() -> Iterator[str]:
+    """Makes each engine one that does nothing; their names."""
+    cuda.ENGINE = _WithoutDevice()
+    yield "cuda"
+    if triton._installation() is None:
+        from idsel_kernels.triton_impl import kernels, launch
 
-    kernels.select_kernel = _NoKernel()  # type: ignore[assignment]
-    launch.INTERPRETED = False
-    triton._installation = lambda: None  # type: ignore[assignment]
-    triton._interpreted = lambda: True  # so that it takes CPU tensors
-    return triton.ENGINE
+        kernels.select_kernel = _NoKernel()  # type: ignore[assignment]
+        launch.INTERPRETED = False
+        triton._interpreted = lambda: True  # type: ignore[assignment]  # so that it takes CPU tensors
+        yield "triton"
+    _native.library = lambda: NO_LIBRARY
+    _native.failure = lambda: None  # type: ignore[assignment]
+    _native.rule_ids = lambda: frozenset([idsel.IDSelection.rule_id])  # type: ignore[assignment]
+    cpu.ENGINE = cpu.CpuEngine()
+    yield "cpu"
 
 
 def _least_us(call: Callable[[], object], repeats: int) -> float:
-    """The least of many means of 100 calls: what is above it is other work of the machine."""
+    """The least of many means of 20 calls: what is above it is other work of the machine."""
     times = []
-    for _ in range(repeats // 100):
+    for _ in range(repeats // 20):
         begin = time.perf_counter()
-        for _ in range(100):
+        for _ in range(20):
             call()
-        times.append((time.perf_counter() - begin) / 100 * 1e6)
+        times.append((time.perf_counter() - begin) / 20 * 1e6)
     return min(times)
 
 
+def _parts(name: str, features: torch.Tensor, importance: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """A call, and what it is made of."""
+    rule, inputs = idsel.IDSelection(), Inputs(features, importance)
+    problem = Problem.of(inputs, rule, [K], sort=False)
+    plan = idsel.plan(features, K, rule, importance, backend=name)
+    out = base.empty_outputs(problem, K)
+    launcher = calls.make(inputs, rule, [K], False, name).launcher
+
+    def first() -> None:
+        calls.forget()
+        idsel.select(features, K, rule, importance, backend=name)
+
+    return {
+        "select": lambda: idsel.select(features, K, rule, importance, backend=name),
+        "  is anything watching": lambda: must_trace(features, importance, None, None),
+        "  finding the call": lambda: calls.find(inputs, rule, K, False, name),
+        "  outputs": lambda: base.empty_outputs(problem, K),
+        "  launcher, given outputs": lambda: launcher(features, importance, None, None, None, out),
+        "plan.run": lambda: plan.run(features, importance),
+        "first select": first,
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Prints two figures for each engine: the engine alone, and the public function."""
+    """Prints the figures of each engine; with `--check` 1 where one is over its target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20000)
-    repeats = parser.parse_args(arguments).repeats
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
     features, importance, _ = clustered(1, 576, 64)
-    inputs, rule = Inputs(features, importance), idsel.IDSelection()
-    cuda.ENGINE = _WithoutDevice()
-    for name, engine, k in (
-        ("cuda", cuda.ENGINE, 64),
-        ("triton", _triton_without_launch(), 64),
-        ("cpu", cpu.ENGINE, 0),
-    ):
-        problem = Problem.of(inputs, rule, [k], sort=False)
-        alone = _least_us(lambda: engine.run(problem, inputs), repeats)  # noqa: B023
-        whole = _least_us(lambda: idsel.select(features, k, rule, importance, backend=name), repeats)  # noqa: B023
-        print(f"{name:7} the engine {alone:5.1f} us, select {whole:5.1f} us")
-    return 0
+    topk = _least_us(lambda: torch.topk(importance, K), options.repeats)
+    print(f"torch.topk: {topk:.1f} us")
+    over = 0
+    for name in _without_launches():
+        assert name in dispatch.BACKENDS
+        for part, call in _parts(name, features, importance).items():
+            # Beside each, since clocks change.
+            topk = min(topk, _least_us(lambda: torch.topk(importance, K), options.repeats // 4))
+            least = _least_us(call, options.repeats)
+            times = least / topk
+            is_over = times > MOST_OF_TOPK.get(part, times)
+            over += is_over
+            print(f"{name:7} {part:24} {least:6.2f} us, {times:4.1f} x{' OVER' if is_over else ''}")
+    return int(options.check and over > 0)
 
 
 if __name__ == "__main__":

@@ -119,17 +119,19 @@ def plan_of(variant: Variant, target: str) -> launch.Plan:
     return launch.make_plan(problem, int(arch) if backend == "cuda" else 0, variant.budget_bytes)
 
 
-def tensors_of(variant: Variant, plan: launch.Plan) -> launch.Tensors:
-    """Contiguous, aligned tensors of the call, without memory."""
+def compiled(variant: Variant, plan: launch.Plan) -> Any:
+    """What Triton compiles for contiguous, aligned tensors; they have no memory."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     per_token = (variant.tokens,) if variant.ragged else (variant.batch, variant.tokens)
-    return launch.Tensors(
-        features=empty(*per_token, variant.dim, dtype=variant.dtype),
-        importance=empty(*per_token),
-        mask=empty(*per_token, dtype=torch.bool) if variant.mask else None,
+    features, importance = empty(*per_token, variant.dim, dtype=variant.dtype), empty(*per_token)
+    mask = empty(*per_token, dtype=torch.bool) if variant.mask else None
+    tensors = launch.pointers(
+        features,
+        importance,
+        mask,
         cu_seqlens=empty(variant.batch + 1, dtype=torch.int32) if variant.ragged else None,
         counts=empty(variant.batch, dtype=torch.int32) if variant.counts else None,
         workspace=empty(plan.workspace),
@@ -137,13 +139,14 @@ def tensors_of(variant: Variant, plan: launch.Plan) -> launch.Tensors:
         indices=empty(variant.batch, variant.k, dtype=torch.int64),
         scores=empty(variant.batch, variant.k),
     )
+    return launch.Launches(plan, features, importance, mask).compiled(tensors)
 
 
 def compiled_for(variant: Variant, target: str) -> Any:
     """Triton's kernel of one variant for one target."""
     plan = plan_of(variant, target)
     with device_of(target):
-        return launch.compiled(plan, tensors_of(variant, plan))
+        return compiled(variant, plan)
 
 
 def compile_for(variant: Variant, target: str) -> Resources:

@@ -76,7 +76,7 @@ def _graphs(
     """For each candidate that works a graph for each shape."""
     import idsel_kernels as idsel
     from idsel_kernels.testing import check_selection, clustered
-    from idsel_kernels.triton_impl import config, launch
+    from idsel_kernels.triton_impl import config
 
     graphs: dict[tuple[int, int, int], list[torch.cuda.CUDAGraph]] = {}
     cases = [clustered(*shape, dim, dtype=dtype).inputs() for shape in shapes]
@@ -86,7 +86,7 @@ def _graphs(
         for candidate in CANDIDATES:
             tile = config.Tile(*candidate)
             config.tile_for = lambda arch, itemsize, dim, tile=tile: tile
-            launch.make_plan.cache_clear()
+            _forget_plans()
             try:
                 of_shapes = []
                 for given in inputs:
@@ -100,8 +100,17 @@ def _graphs(
             graphs[candidate] = of_shapes
     finally:
         config.tile_for = table
-        launch.make_plan.cache_clear()
+        _forget_plans()
     return graphs
+
+
+def _forget_plans() -> None:
+    """They are of another tile."""
+    from idsel_kernels import calls
+    from idsel_kernels.triton_impl import launch
+
+    launch.make_plan.cache_clear()
+    calls.forget()
 
 
 def _search(

@@ -15,8 +15,7 @@ T* pointer(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// A tensor as (address, stride of the batch axis, stride of the token axis); address 0 for an absent one.
-using Companion = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;
+using Strides = std::vector<std::int64_t>;
 
 [[noreturn]] void raise(idsel_status status) {
     if (status == IDSEL_OUT_OF_MEMORY) {
@@ -35,97 +34,120 @@ py::list stats_to_python(const std::vector<idsel_stats>& stats) {
     return rows;
 }
 
-// What a call on either device is told, in the order of idsel_kernels/engines/library_call.py. `k` and `params` stay
-// the caller's.
-idsel_args common_args(std::int32_t device, std::uintptr_t features, const std::vector<std::int64_t>& strides,
-                       const Companion& importance, const Companion& mask, std::uintptr_t cu_seqlens,
-                       std::uintptr_t indices, std::uintptr_t scores, std::int32_t dtype,
-                       const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k, std::int64_t k_max,
-                       std::int32_t rule, const std::vector<double>& params, bool sort) {
-    if (shape.size() != 3 || strides.size() != 3)
-        throw py::value_error("shape and strides must be (batch, token, dim)");
-    idsel_args args{};
-    args.abi = IDSEL_ABI;
-    args.device = device;
-    args.dtype = dtype;
-    args.rule = rule;
-    args.features = pointer<const void>(features);
-    args.batch = shape[0];
-    args.tokens = shape[1];
-    args.dim = shape[2];
-    args.features_batch_stride = strides[0];
-    args.features_token_stride = strides[1];
-    args.features_dim_stride = strides[2];
-    args.importance = pointer<const float>(std::get<0>(importance));
-    args.importance_batch_stride = std::get<1>(importance);
-    args.importance_token_stride = std::get<2>(importance);
-    args.mask = pointer<const std::uint8_t>(std::get<0>(mask));
-    args.mask_batch_stride = std::get<1>(mask);
-    args.mask_token_stride = std::get<2>(mask);
-    args.cu_seqlens = pointer<const std::int32_t>(cu_seqlens);
-    args.k = k.data();
-    args.k_count = static_cast<std::int64_t>(k.size());
-    args.k_max = k_max;
-    args.params = params.data();
-    args.param_count = static_cast<std::int64_t>(params.size());
-    args.indices = pointer<std::int64_t>(indices);
-    args.scores = pointer<float>(scores);
-    args.sort = sort ? 1 : 0;
-    return args;
-}
-
-void call(const idsel_args& args) {
-    idsel_status status;
-    {
-        const py::gil_scoped_release release;
-        status = idsel_select(&args);
+// A call without its addresses: tensors of one layout, many times. In the order of idsel_kernels/engines/library_call.py.
+class Call {
+  public:
+    Call(std::int32_t device, std::int32_t dtype, const std::vector<std::int64_t>& shape, const Strides& features,
+         const Strides& importance, const Strides& mask, std::vector<std::int64_t> k, std::int64_t k_max,
+         std::int32_t rule, std::vector<double> params, bool sort, std::int64_t gram_budget)
+        : k_(std::move(k)), params_(std::move(params)) {
+        if (shape.size() != 3 || features.size() != 3)
+            throw py::value_error("shape and strides of features must be (batch, token, dim)");
+        if (importance.size() != 2 || mask.size() != 2)
+            throw py::value_error("strides of importance and mask must be (batch, token)");
+        args_.abi = IDSEL_ABI;
+        args_.device = device;
+        args_.dtype = dtype;
+        args_.rule = rule;
+        args_.batch = shape[0];
+        args_.tokens = shape[1];
+        args_.dim = shape[2];
+        args_.features_batch_stride = features[0];
+        args_.features_token_stride = features[1];
+        args_.features_dim_stride = features[2];
+        args_.importance_batch_stride = importance[0];
+        args_.importance_token_stride = importance[1];
+        args_.mask_batch_stride = mask[0];
+        args_.mask_token_stride = mask[1];
+        args_.k = k_.data();
+        args_.k_count = static_cast<std::int64_t>(k_.size());
+        args_.k_max = k_max;
+        args_.params = params_.data();
+        args_.param_count = static_cast<std::int64_t>(params_.size());
+        args_.sort = sort ? 1 : 0;
+        args_.gram_budget = gram_budget;
     }
-    // The message is this thread's, and nothing has run on it since.
-    if (status != IDSEL_OK) raise(status);
-}
+    Call(const Call&) = delete;  // `args_` points into it
+    Call& operator=(const Call&) = delete;
 
-py::object select_cpu(std::uintptr_t features, const std::vector<std::int64_t>& strides, const Companion& importance,
-                      const Companion& mask, std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
-                      std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
-                      std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
-                      std::int32_t threads, std::int32_t isa, bool stats) {
-    idsel_args args = common_args(IDSEL_CPU, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
-                                  shape, k, k_max, rule, params, sort);
-    std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(shape[0]) : 0);
-    args.threads = threads;
-    args.isa = isa;
-    args.stats = stats ? counted.data() : nullptr;
-    call(args);
-    return stats ? py::object(stats_to_python(counted)) : py::none();
-}
+    // `counts` of every sample in place of those it was made with, unless there are none.
+    py::object on_cpu(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask,
+                      std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
+                      const std::vector<std::int64_t>& counts, std::int32_t threads, std::int32_t isa,
+                      bool stats) const {
+        idsel_args args = with(features, importance, mask, cu_seqlens, indices, scores);
+        std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(args.batch) : 0);
+        if (!counts.empty()) {
+            args.k = counts.data();
+            args.k_count = static_cast<std::int64_t>(counts.size());
+        }
+        args.threads = threads;
+        args.isa = isa;
+        args.stats = stats ? counted.data() : nullptr;
+        select(args);
+        return stats ? py::object(stats_to_python(counted)) : py::none();
+    }
 
-void select_cuda(std::uintptr_t features, const std::vector<std::int64_t>& strides, const Companion& importance,
-                 const Companion& mask, std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
-                 std::int32_t dtype, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& k,
-                 std::int64_t k_max, std::int32_t rule, const std::vector<double>& params, bool sort,
-                 std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
-                 std::uintptr_t k_on_device, std::int64_t gram_budget, std::uintptr_t similarities_read,
-                 std::uintptr_t panels_made) {
-    idsel_args args = common_args(IDSEL_CUDA, features, strides, importance, mask, cu_seqlens, indices, scores, dtype,
-                                  shape, k, k_max, rule, params, sort);
-    args.workspace = pointer<void>(workspace);
-    args.workspace_bytes = workspace_bytes;
-    args.counters = pointer<void>(counters);
-    args.stream = pointer<void>(stream);
-    args.k_on_device = pointer<const std::int32_t>(k_on_device);
-    args.gram_budget = gram_budget;
-    args.similarities_read = pointer<std::uint64_t>(similarities_read);
-    args.panels_made = pointer<std::uint64_t>(panels_made);
-    call(args);
-}
+    void on_cuda(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
+                 std::uintptr_t indices, std::uintptr_t scores, std::uintptr_t counts, std::uintptr_t workspace,
+                 std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
+                 std::uintptr_t similarities_read, std::uintptr_t panels_made) const {
+        idsel_args args = with(features, importance, mask, cu_seqlens, indices, scores);
+        args.k_on_device = pointer<const std::int32_t>(counts);
+        args.workspace = pointer<void>(workspace);
+        args.workspace_bytes = workspace_bytes;
+        args.counters = pointer<void>(counters);
+        args.stream = pointer<void>(stream);
+        args.similarities_read = pointer<std::uint64_t>(similarities_read);
+        args.panels_made = pointer<std::uint64_t>(panels_made);
+        select(args);
+    }
+
+  private:
+    // A copy, so that threads may share a call.
+    idsel_args with(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
+                    std::uintptr_t indices, std::uintptr_t scores) const {
+        idsel_args args = args_;
+        args.features = pointer<const void>(features);
+        args.importance = pointer<const float>(importance);
+        args.mask = pointer<const std::uint8_t>(mask);
+        args.cu_seqlens = pointer<const std::int32_t>(cu_seqlens);
+        args.indices = pointer<std::int64_t>(indices);
+        args.scores = pointer<float>(scores);
+        return args;
+    }
+
+    static void select(const idsel_args& args) {
+        idsel_status status;
+        {
+            const py::gil_scoped_release release;
+            status = idsel_select(&args);
+        }
+        // The message is this thread's, and nothing has run on it since.
+        if (status != IDSEL_OK) raise(status);
+    }
+
+    std::vector<std::int64_t> k_;
+    std::vector<double> params_;
+    idsel_args args_{};
+};
 
 // How such a call would be done, or why it cannot run.
 py::object cuda_plan(const std::vector<std::int64_t>& shape, std::int64_t k_max, std::int32_t rule,
                      const std::vector<double>& params, bool ragged, std::int64_t gram_budget) {
-    const std::vector<std::int64_t> strides = {0, 0, 1}, k;
+    if (shape.size() != 3) throw py::value_error("shape must be (batch, token, dim)");
     const std::int32_t offsets = 0;  // only its presence counts
-    idsel_args args =
-        common_args(IDSEL_CUDA, 0, strides, {}, {}, 0, 0, 0, IDSEL_FLOAT32, shape, k, k_max, rule, params, false);
+    idsel_args args{};
+    args.abi = IDSEL_ABI;
+    args.device = IDSEL_CUDA;
+    args.rule = rule;
+    args.batch = shape[0];
+    args.tokens = shape[1];
+    args.dim = shape[2];
+    args.features_dim_stride = 1;
+    args.k_max = k_max;
+    args.params = params.data();
+    args.param_count = static_cast<std::int64_t>(params.size());
     args.cu_seqlens = ragged ? &offsets : nullptr;
     args.gram_budget = gram_budget;
     idsel_plan plan;
@@ -158,9 +180,13 @@ py::list rules() {
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The compiled library behind idsel_kernels; use it through the package.";
     m.attr("ABI") = idsel_abi();
-    // By position: matching two dozen names would take microseconds of every call.
-    m.def("select_cpu", &select_cpu);
-    m.def("select_cuda", &select_cuda);
+    // By position: matching a dozen names would take microseconds of every call.
+    py::class_<Call>(m, "Call", "A call without its addresses, for tensors of one layout.")
+        .def(py::init<std::int32_t, std::int32_t, const std::vector<std::int64_t>&, const Strides&, const Strides&,
+                      const Strides&, std::vector<std::int64_t>, std::int64_t, std::int32_t, std::vector<double>, bool,
+                      std::int64_t>())
+        .def("on_cpu", &Call::on_cpu)
+        .def("on_cuda", &Call::on_cuda);
     m.def("cuda_plan", &cuda_plan, py::arg("shape"), py::arg("k_max"), py::arg("rule"), py::arg("params"),
           py::arg("ragged"), py::arg("gram_budget") = 0,
           "How a call would be done, as a dict; or a string that says why there is no such call.");

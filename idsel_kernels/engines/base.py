@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ..problem import Inputs, Problem
 
-__all__ = ["GRAM_BUDGET_BYTES", "Engine"]
+__all__ = ["GRAM_BUDGET_BYTES", "Engine", "Launcher", "Outputs", "empty_outputs"]
 
 # What the similarities of a sample may take, in every engine: N = 16384 in float32. Beyond it an engine computes rows
 # or panels when they are needed, and a batch whose Grams exceed it together runs in parts.
 GRAM_BUDGET_BYTES = 2**30
+
+
+# Indices (B, k_max) int64 and scores (B, k_max) float32, on the device of the features.
+Outputs = tuple[torch.Tensor, torch.Tensor]
+
+
+class Launcher(Protocol):
+    """A problem made ready for tensors of one layout: shapes, strides, types and device. It keeps none of them."""
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        """Selects, into `out` where it is given. The tensors of a batch of one may lack its axis."""
+        ...
 
 
 class Engine(Protocol):
@@ -38,6 +58,29 @@ class Engine(Protocol):
         """How it would run this problem, in a sentence for `explain`."""
         ...
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Selects: indices (B, k_max) int64 and scores (B, k_max) float32, on the device of the features."""
+    def memory(self, problem: Problem) -> Any:
+        """What launches may share that never run at the same time: workspace and the like, on the problem's device.
+
+        None where there is nothing to share.
+        """
         ...
+
+    def launcher(self, problem: Problem, inputs: Inputs, memory: Any = None) -> Launcher:
+        """Makes a problem ready.
+
+        Args:
+            problem: of the call.
+            inputs: any tensors of its layout, with their batch axis.
+            memory: of such a problem; None: each launch takes memory of its own.
+        """
+        ...
+
+
+def empty_outputs(problem: Problem, width: int) -> Outputs:
+    """Outputs that nobody has filled."""
+    # `empty` takes half as long again; a view of one buffer as long as another buffer (docs/decisions.md).
+    shape, strides, device = (problem.batch, width), (max(width, 1), 1), problem.device
+    return (
+        torch.empty_strided(shape, strides, dtype=torch.int64, device=device),
+        torch.empty_strided(shape, strides, dtype=torch.float32, device=device),
+    )

@@ -13,7 +13,8 @@ import torch
 from .. import _native
 from ..problem import Inputs, Problem
 from ..rules import State
-from . import library_call
+from .base import Launcher, Outputs
+from .library_call import LibraryCall, address
 
 __all__ = ["ENGINE", "Isa", "Path", "Stats", "record_stats", "use_isa"]
 
@@ -122,16 +123,44 @@ class CpuEngine:
             how = "lazy greedy, going on with the whole Gram once that is less work"
         return f"{how}; {isa} dot products, at most {torch.get_num_threads()} threads"
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Selects; the library reads the tensors where they lie."""
+    def memory(self, problem: Problem) -> None:
+        """The library takes what it turns out to need."""
+        return None
+
+    def launcher(self, problem: Problem, inputs: Inputs, memory: None = None) -> Launcher:
+        """Makes a problem ready; the library reads the tensors where they lie."""
+        return _Launcher(_native.library(), "cpu", problem, inputs)
+
+
+class _Launcher(LibraryCall):
+    def __call__(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        if self.adapts:
+            features, importance, cu_seqlens, counts = self.adapted(features, importance, cu_seqlens, counts)
+        indices, scores = out = out or self.outputs()
         calls = _stats.get()
-        if inputs.counts is not None:
-            problem = problem._replace(k=tuple(inputs.counts.tolist()), width=problem.k_max)
-        call = library_call.prepare(problem, inputs)
-        stats = _native.library().select_cpu(*call.arguments, torch.get_num_threads(), _isa.get(), calls is not None)
+        stats = self.call.on_cpu(
+            features.data_ptr(),
+            address(importance),
+            address(mask),
+            address(cu_seqlens),
+            indices.data_ptr(),
+            scores.data_ptr(),
+            () if counts is None else counts.tolist(),
+            torch.get_num_threads(),
+            _isa.get(),
+            calls is not None,
+        )
         if calls is not None:
             calls.append([Stats(dots, norms, lazy, Path(path), Isa(isa)) for dots, norms, lazy, path, isa in stats])
-        return call.indices, call.scores
+        return out
 
 
 ENGINE = CpuEngine()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from .. import _native
 from ..problem import Inputs, Problem
 from ..rules import State
-from . import library_call
-from .counters import StreamCounters
+from .base import Launcher, Outputs
+from .library_call import LibraryCall, address
+from .streams import StreamCounters, current_device, current_stream, own_zeros
 
 __all__ = ["ENGINE", "CudaEngine"]
 
@@ -62,29 +62,16 @@ class CudaEngine:
         assert isinstance(plan, dict), plan
         return _described(problem, plan)
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Selects on the current stream of the features' device; nothing waits for it."""
-        device = problem.device
-        with self._guard(device):
-            call = library_call.prepare(problem, inputs)
-            workspace_bytes = int(self._workspace_for(problem))
-            # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
-            workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
-            stream = self._stream(device)
-            library, counts = self._library(), call.inputs.counts
-            counters = self._counters.zeros(library.CUDA_COUNTERS_BYTES, device, stream, self._is_capturing())
-            library.select_cuda(
-                *call.arguments,
-                workspace.data_ptr(),
-                workspace_bytes,
-                counters.data_ptr(),
-                stream,
-                _address(counts),
-                self.gram_budget_bytes,
-                _address(self.similarities_read),
-                _address(self.panels_made),
-            )
-        return call.indices, call.scores
+    def memory(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        """Workspace and counters for launches that never run at the same time, ready for every stream."""
+        workspace = torch.empty(int(self._workspace_for(problem)), dtype=torch.uint8, device=problem.device)
+        return workspace, own_zeros(self._library().CUDA_COUNTERS_BYTES, torch.uint8, problem.device)
+
+    def launcher(
+        self, problem: Problem, inputs: Inputs, memory: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Launcher:
+        """Makes a problem ready."""
+        return _Launcher(self, problem, inputs, memory)
 
     def _workspace_for(self, problem: Problem) -> int | str:
         """The bytes, or why the problem cannot run."""
@@ -133,18 +120,67 @@ class CudaEngine:
     def _device_count(self) -> int:
         return torch.cuda.device_count()
 
+    def _current_device(self) -> int | None:
+        return current_device()
+
+    def _stream(self, device: torch.device) -> int:
+        return current_stream(device)
+
     def _is_capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
-    def _guard(self, device: torch.device) -> AbstractContextManager[None]:
-        return torch.cuda.device(device)
 
-    def _stream(self, device: torch.device) -> int:
-        return torch.cuda.current_stream(device).cuda_stream
+class _Launcher(LibraryCall):
+    """On the current stream of the features' device; nothing waits for it."""
 
+    def __init__(
+        self, engine: CudaEngine, problem: Problem, inputs: Inputs, memory: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> None:
+        library = engine._library()
+        super().__init__(library, "cuda", problem, inputs, engine.gram_budget_bytes)
+        self.engine, self.memory, self.device = engine, memory, problem.device
+        self.workspace_bytes = int(engine._workspace_for(problem))
+        self.counters_bytes = library.CUDA_COUNTERS_BYTES
 
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    def __call__(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        engine, device = self.engine, self.device
+        if device.index != engine._current_device():
+            with torch.cuda.device(device):
+                return self(features, importance, mask, cu_seqlens, counts, out)
+        if self.adapts:
+            features, importance, cu_seqlens, counts = self.adapted(features, importance, cu_seqlens, counts)
+        indices, scores = out = out or self.outputs()
+        stream = engine._stream(device)
+        if self.memory is None:
+            # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
+            workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
+            counters = engine._counters.zeros(self.counters_bytes, device, stream, engine._is_capturing())
+        else:
+            workspace, counters = self.memory
+        self.call.on_cuda(
+            features.data_ptr(),
+            address(importance),
+            address(mask),
+            address(cu_seqlens),
+            indices.data_ptr(),
+            scores.data_ptr(),
+            address(counts),
+            workspace.data_ptr(),
+            self.workspace_bytes,
+            counters.data_ptr(),
+            stream,
+            address(engine.similarities_read),
+            address(engine.panels_made),
+        )
+        return out
 
 
 def _described(problem: Problem, plan: dict[str, Any]) -> str:

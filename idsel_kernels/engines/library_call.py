@@ -1,69 +1,89 @@
-"""The arguments that every engine of the compiled library takes, in the order of csrc/bindings/module.cpp."""
+"""A call of the compiled library made ready: in the order of csrc/bindings/module.cpp, all but the addresses."""
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from types import ModuleType
 
 import torch
 
 from ..problem import Inputs, Problem
+from .base import Outputs, empty_outputs
 
-__all__ = ["Call", "prepare"]
+__all__ = ["LibraryCall", "address"]
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DEVICES = {"cpu": 0, "cuda": 1}
 
 
-class Call(NamedTuple):
-    """Arguments with the tensors that their addresses point into, which have to live until the library returns."""
+class LibraryCall:
+    """What launchers of the compiled library share.
 
-    arguments: tuple[object, ...]
-    indices: torch.Tensor
-    scores: torch.Tensor
-    inputs: Inputs
+    Args:
+        library: the compiled library.
+        engine: "cpu" or "cuda".
+        problem: of the call.
+        inputs: tensors of its layout.
+        gram_budget_bytes: what the similarities of a sample may take; 0: what pays.
+    """
+
+    def __init__(
+        self, library: ModuleType, engine: str, problem: Problem, inputs: Inputs, gram_budget_bytes: int = 0
+    ) -> None:
+        features, importance, mask, cu_seqlens, counts = inputs
+        self.problem, self.width = problem, problem.k_max
+        # A row is D neighbouring elements; how rows lie is free. The library reads everything else where it lies, too.
+        self._packs_rows = problem.dim > 1 and features.stride(-1) != 1
+        self._converts = importance is not None and importance.dtype is not torch.float32
+        self._narrows = any(t is not None and not _is_int32(t) for t in (cu_seqlens, counts))
+        self.adapts = self._packs_rows or self._converts or self._narrows
+        rule_id, params = problem.rule.encode()
+        self.call = library.Call(
+            DEVICES[engine],
+            _DTYPES[problem.dtype],
+            (problem.batch, problem.tokens, problem.dim),
+            _strides(features, 3, self._packs_rows),
+            _strides(importance, 2, self._converts),
+            _strides(mask, 2),
+            problem.k if problem.batch else (0,),
+            self.width,
+            rule_id,
+            params,
+            problem.sort,
+            gram_budget_bytes,
+        )
+
+    def adapted(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Copies of what the library cannot read as it lies, packed."""
+        if self._packs_rows:
+            features = features.contiguous()
+        if self._converts and importance is not None:
+            importance = importance.to(torch.float32, memory_format=torch.contiguous_format)
+        if self._narrows:
+            cu_seqlens, counts = (None if t is None else t.to(torch.int32).contiguous() for t in (cu_seqlens, counts))
+        return features, importance, cu_seqlens, counts
+
+    def outputs(self) -> Outputs:
+        return empty_outputs(self.problem, self.width)
 
 
-def prepare(problem: Problem, inputs: Inputs) -> Call:
-    """Outputs on the device of the features, inputs copied only where the library cannot read them as they lie."""
-    features, importance, mask, cu_seqlens, counts = inputs
-    if features.stride(-1) != 1 and problem.dim > 1:  # a row is D neighbouring elements; how rows lie is free
-        # `contiguous` leaves a tensor without elements as it is.
-        features = features.contiguous() if features.numel() else features.new_empty(features.shape)
-    if importance is not None and importance.dtype is not torch.float32:
-        importance = importance.to(torch.float32)
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
-    if counts is not None:
-        counts = counts.to(torch.int32).contiguous()
-    constants, width = _constants(problem)
-    indices = torch.empty((problem.batch, width), dtype=torch.int64, device=problem.device)
-    scores = torch.empty((problem.batch, width), dtype=torch.float32, device=problem.device)
-    arguments = (
-        features.data_ptr(),
-        features.stride() if features.dim() == 3 else (0, *features.stride()),
-        _companion(importance),
-        _companion(mask),
-        0 if cu_seqlens is None else cu_seqlens.data_ptr(),
-        indices.data_ptr(),
-        scores.data_ptr(),
-        *constants,
-    )
-    return Call(arguments, indices, scores, Inputs(features, importance, mask, cu_seqlens, counts))
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a tensor lies; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-@functools.lru_cache(1024)
-def _constants(problem: Problem) -> tuple[tuple[object, ...], int]:
-    """What no tensor's address changes, kept because encoding it takes microseconds, and the width of the outputs."""
-    rule_id, params = problem.rule.encode()
-    shape = (problem.batch, problem.tokens, problem.dim)
-    k = problem.k if problem.batch else (0,)
-    width = problem.k_max
-    return (_DTYPES[problem.dtype], shape, k, width, rule_id, tuple(params), problem.sort), width
+def _is_int32(tensor: torch.Tensor) -> bool:
+    return tensor.dtype is torch.int32 and tensor.is_contiguous()
 
 
-def _companion(value: torch.Tensor | None) -> tuple[int, int, int]:
-    """(address, batch stride, token stride) of a tensor shaped (B, N) or (T,)."""
-    if value is None:
-        return 0, 0, 0
-    strides = value.stride()
-    return value.data_ptr(), strides[0] if len(strides) == 2 else 0, strides[-1]
+def _strides(tensor: torch.Tensor | None, axes: int, packed: bool = False) -> tuple[int, ...]:
+    """With that of the batch axis, which a ragged batch does not have."""
+    if tensor is None:
+        return (0,) * axes
+    stride = tensor.new_empty(tensor.shape, device="meta").stride() if packed else tensor.stride()
+    return (0,) * (axes - len(stride)) + tuple(stride)

@@ -23,7 +23,7 @@ from ..arithmetic import ieee_arithmetic
 from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
-from .base import GRAM_BUDGET_BYTES
+from .base import GRAM_BUDGET_BYTES, Launcher, Outputs
 
 __all__ = [
     "ENGINE",
@@ -549,8 +549,32 @@ class _TorchEngine:
             return f"by each sample's N and k, {whole}, or {by_rows}"
         return whole if _wants_gram(rule, problem.tokens, k) else by_rows
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference_select(inputs, problem.rule, list(problem.k), problem.sort)
+    def memory(self, problem: Problem) -> None:
+        return None
+
+    def launcher(self, problem: Problem, inputs: Inputs, memory: None = None) -> Launcher:
+        return functools.partial(self.run, problem)
+
+    def run(
+        self,
+        problem: Problem,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        if cu_seqlens is None and features.dim() == 2:
+            features = features.unsqueeze(0)
+            importance, mask = (None if t is None else t.unsqueeze(0) for t in (importance, mask))
+        inputs = Inputs(features, importance, mask, cu_seqlens, counts)
+        found = reference_select(inputs, problem.rule, list(problem.k), problem.sort)
+        if out is None:
+            return found
+        for to, tensor in zip(out, found, strict=True):
+            to.copy_(tensor)
+        return out
 
 
 ENGINE = _TorchEngine()

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,8 +15,8 @@ from .. import _copies, _env
 from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import State
-from .base import GRAM_BUDGET_BYTES
-from .counters import StreamCounters
+from .base import GRAM_BUDGET_BYTES, Launcher, Outputs, empty_outputs
+from .streams import StreamCounters, current_device, current_stream, own_zeros
 
 __all__ = ["ENGINE", "TritonEngine"]
 
@@ -85,43 +85,110 @@ class TritonEngine:
         longer = "where a sample's Gram is too large, " if problem.ragged else ""
         return f"one launch: norms by tiles, then {longer}{problem.k_max} greedy steps on panels of the Gram"
 
-    def run(self, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Selects; nothing waits for the device."""
-        features, importance, mask, cu_seqlens, counts = inputs
-        device, width = features.device, problem.k_max
-        shape = (problem.batch, width)
-        if problem.batch == 0 or width == 0 or problem.tokens == 0:
-            indices = torch.full(shape, -1, dtype=torch.int64, device=device)
-            return indices, torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return self.run(problem, inputs)
-        if counts is None and len(problem.k) > 1:
-            counts = on_device(problem.k, device)
-        launch = _library()
-        is_gpu = device.type == "cuda"
-        stream = torch._C._cuda_getCurrentRawStream(device.index) if is_gpu else 0  # as Triton's driver asks
-        arch = _arch(device.index) if is_gpu else 0
-        plan = launch.make_plan(problem, arch, self.gram_budget_bytes)
-        indices = torch.empty(shape, dtype=torch.int64, device=device)
-        scores = torch.empty(shape, dtype=torch.float32, device=device)
-        tensors = launch.Tensors(
-            features.detach(),
-            None if importance is None else importance.detach(),
-            mask,
-            None if cu_seqlens is None else cu_seqlens.to(torch.int32).contiguous(),
-            None if counts is None else _in_int32(counts, width),
-            torch.empty(plan.workspace, dtype=torch.float32, device=device),
-            self._counters.zeros(plan.counters, device, stream, is_gpu and torch.cuda.is_current_stream_capturing()),
-            indices,
-            scores,
-        )
-        launch.launch(plan, tensors, stream)
-        return indices, scores
+    def memory(self, problem: Problem) -> Memory | None:
+        """For launches that never run at the same time, ready for every stream."""
+        if _is_empty(problem):
+            return None
+        plan, device = self._plan(problem), problem.device
+        counts = on_device(problem.k, device) if _has_own_counts(problem) else None
+        workspace = torch.empty(plan.workspace, dtype=torch.float32, device=device)
+        return Memory(workspace, counts, own_zeros(plan.counters, torch.int32, device))
+
+    def launcher(self, problem: Problem, inputs: Inputs, memory: Memory | None = None) -> Launcher:
+        """Makes a problem ready."""
+        return _Nothing(problem) if _is_empty(problem) else _Launcher(self, problem, inputs, memory)
+
+    def _plan(self, problem: Problem) -> Any:
+        arch = _arch(problem.device.index) if problem.device.type == "cuda" else 0
+        return _library().make_plan(problem, arch, self.gram_budget_bytes)
 
     def _gram_fits(self, tokens: int) -> bool:
         """As `launch.make_plan` decides."""
         return _gram_bytes(tokens) <= self.gram_budget_bytes
+
+
+class Memory(NamedTuple):
+    """What a launch needs besides what the caller gives and gets."""
+
+    workspace: torch.Tensor
+    counts: torch.Tensor | None  # those of the problem, where samples differ
+    counters: torch.Tensor
+
+
+class _Launcher:
+    """On the current stream of the features' device; nothing waits for it."""
+
+    def __init__(self, engine: TritonEngine, problem: Problem, inputs: Inputs, memory: Memory | None) -> None:
+        features, importance, mask, *_ = inputs
+        self.problem, self.width, self.device = problem, problem.k_max, problem.device
+        self.engine, self.memory = engine, memory
+        self.plan = engine._plan(problem)
+        library = _library()
+        self.pointers, self.launch = library.pointers, library.Launches(self.plan, features, importance, mask)
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        device = self.device
+        is_gpu = device.type == "cuda"
+        if is_gpu and device.index != current_device():
+            with torch.cuda.device(device):
+                return self(features, importance, mask, cu_seqlens, counts, out)
+        indices, scores = out = out or empty_outputs(self.problem, self.width)
+        stream = current_stream(device) if is_gpu else 0
+        workspace, own_counts, counters = self.memory or self._fresh(stream, is_gpu)
+        if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+        counts = own_counts if counts is None else _in_int32(counts, self.width)
+        self.launch(
+            stream,
+            self.pointers(features, importance, mask, cu_seqlens, counts, workspace, counters, indices, scores),
+        )
+        return out
+
+    def _fresh(self, stream: int, is_gpu: bool) -> Memory:
+        # Freed when the launch is queued, which is safe: the allocator gives it out again in the order of this stream.
+        problem, device = self.problem, self.device
+        workspace = torch.empty(self.plan.workspace, dtype=torch.float32, device=device)
+        is_capturing = is_gpu and torch.cuda.is_current_stream_capturing()
+        counters = self.engine._counters.zeros(self.plan.counters, device, stream, is_capturing)
+        return Memory(workspace, on_device(problem.k, device) if _has_own_counts(problem) else None, counters)
+
+
+class _Nothing:
+    """A launcher where there is nothing to select: every place is padding."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.width = problem, problem.k_max
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        importance: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        counts: torch.Tensor | None,
+        out: Outputs | None = None,
+    ) -> Outputs:
+        indices, scores = out = out or empty_outputs(self.problem, self.width)
+        indices.fill_(-1)
+        scores.fill_(-torch.inf)
+        return out
+
+
+def _has_own_counts(problem: Problem) -> bool:
+    """Counts by sample that lie on the host."""
+    return len(problem.k) > 1 and not problem.has_counts
+
+
+def _is_empty(problem: Problem) -> bool:
+    return 0 in (problem.batch, problem.k_max, problem.tokens)
 
 
 def _in_int32(counts: torch.Tensor, width: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ import importlib.machinery
 import importlib.util
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -72,8 +71,8 @@ class EmulatedEngine(CudaEngine):
     def _is_capturing(self) -> bool:
         return False
 
-    def _guard(self, device: torch.device) -> AbstractContextManager[None]:
-        return nullcontext()
+    def _current_device(self) -> None:
+        return None
 
     def _stream(self, device: torch.device) -> int:
         return 0

@@ -12,8 +12,8 @@
 #define IDSEL_API __attribute__((visibility("default")))
 #endif
 
-/* Changes whenever a struct or the meaning of an argument does. */
-#define IDSEL_ABI 7
+/* Changes whenever a struct, the meaning of an argument or what csrc/bindings offers does. */
+#define IDSEL_ABI 8
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from idsel_kernels.engines.counters import StreamCounters
+from idsel_kernels.engines.streams import StreamCounters
 
 CPU = torch.device("cpu")
 
