@@ -21,7 +21,7 @@ from idsel_kernels.testing import Case, check_selection, clustered, exact, near_
 cpu = pytest.importorskip("idsel_kernels.engines.cpu")
 pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
-RANDOM_CASES = 500
+RANDOM_CASES = 250
 
 
 @contextmanager

@@ -57,8 +57,16 @@ def _assert_fits(variant: Variant, target: str) -> None:
         assert used.matrix_instructions == 0, "float32 must not be rounded to TF32"
 
 
-@pytest.mark.parametrize("target", KNOWN)
-@pytest.mark.parametrize("rule", FAMILIES)
+# The rules with the most in registers everywhere, each rule where registers are fewest and on the other vendor's.
+@pytest.mark.parametrize(
+    ("rule", "target"),
+    [
+        (rule, target)
+        for rule in FAMILIES
+        for target in KNOWN
+        if rule in ("DPP", "Coverage") or target in ("cuda:90", "hip:gfx942")
+    ],
+)
 def test_no_rule_spills(rule: str, target: str) -> None:
     _assert_fits(Variant(rule), target)
 
