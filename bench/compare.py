@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from . import records
-from .console import OUT, time_text
+from .console import ERR, OUT, time_text
 from .tables import taken
 
 KEY = ("suite", "provider", "rule", "input", "dtype", "B", "N", "D", "k")
+
+
+# Fewer rows of code that cannot have changed say too little about how the machine has.
+LEAST_CONTROLS = 3
 
 
 class Change(NamedTuple):
@@ -21,7 +26,8 @@ class Change(NamedTuple):
 
     Attributes:
         ratio: median of B over that of A; None where one has no time.
-        verdict: "faster", "slower", "within the spread", "only in A", "only in B", or the states where these differ.
+        verdict: "faster", "slower", "within the spread", "within the drift", "drift" (of code that cannot have
+            changed), "only in A", "only in B", or the states where these differ.
     """
 
     key: tuple[Any, ...]
@@ -32,8 +38,47 @@ class Change(NamedTuple):
     verdict: str
 
 
-def changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
-    """Compares the rows that are about the same thing. A change counts where the spreads (p20 to p80) lie apart."""
+def changes(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
+    """Compares the rows that are about the same thing.
+
+    A row is faster or slower where its spreads (p20 to p80) lie apart, and by more than anything that cannot have
+    changed: what the same clock says of the published loops and of torch is how far the machine itself has drifted.
+    """
+    unchanged = _unchanged(a, b)
+    found = list(_differences(a, b))
+    most = {clock: drift(found, unchanged, clock) for clock in ("eager", "graph")}
+    return [_judged(change, unchanged, most[change.clock]) for change in found]
+
+
+def drift(found: Sequence[Change], unchanged: Collection[str], clock: str) -> float:
+    """The largest factor, up or down, between two times of code that cannot have changed; inf where too few tell."""
+    ratios = [c.ratio for c in found if c.clock == clock and c.ratio is not None and _provider(c) in unchanged]
+    return max(max(r, 1 / r) for r in ratios) if len(ratios) >= LEAST_CONTROLS else math.inf
+
+
+def _unchanged(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
+    """Providers of other people's code, and the torch engine where its source is the same."""
+    providers = {row["provider"] for record in (a, b) for row in record["rows"]} - records.SOURCES.keys()
+    source, *_ = records.SOURCES["torch"]
+    same = a["sources"]["files"].get(source) == b["sources"]["files"].get(source)
+    return providers | ({"torch"} if same else set())
+
+
+def _provider(change: Change) -> str:
+    return str(change.key[KEY.index("provider")])
+
+
+def _judged(change: Change, unchanged: Collection[str], most: float) -> Change:
+    if change.ratio is None:
+        return change
+    if _provider(change) in unchanged:
+        return change._replace(verdict="drift")
+    if change.verdict in ("faster", "slower") and 1 / most <= change.ratio <= most:
+        return change._replace(verdict="within the drift")
+    return change
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
     first, second = ({_key(row): row for row in record["rows"]} for record in (a, b))
     for key in dict.fromkeys([*first, *second]):
         if key not in first or key not in second:
@@ -67,28 +112,49 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench compare", description="What changed from A to B.")
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    parser.add_argument("--all", action="store_true", help="also show what stayed within the spread")
+    parser.add_argument("--all", action="store_true", help="also show what is not a change")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m bench compare A.json B.json`; status 1 where one of our engines is slower or no longer right."""
+    """`python -m bench compare A.json B.json`; status 1 where one of our engines is slower or no longer right.
+
+    2 where a file is not a record.
+    """
     arguments = parser().parse_args(argv)
-    a, b = records.read(arguments.a), records.read(arguments.b)
-    found = list(changes(a, b))
+    try:
+        a, b = records.read(arguments.a), records.read(arguments.b)
+    except records.NotARecord as error:
+        ERR.print(str(error), soft_wrap=True, markup=False)
+        return 2
+    found = changes(a, b)
     _print_heads(a, b)
-    shown = [change for change in found if arguments.all or change.verdict != "within the spread"]
+    quiet = ("within the spread", "within the drift", "drift")
+    shown = [change for change in found if arguments.all or change.verdict not in quiet]
     if shown:
         OUT.print(_table(shown))
-    counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in ("faster", "slower")}
-    same = sum(c.verdict == "within the spread" for c in found)
-    OUT.print(f"{counts['faster']} faster, {counts['slower']} slower, {same} within the spread of p20 to p80")
+    counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in ("faster", "slower", *quiet)}
+    _print_drift(found, a, b)
+    OUT.print(
+        f"{counts['faster']} faster, {counts['slower']} slower, {counts['within the drift']} apart but within the "
+        f"drift, {counts['within the spread']} within the spread of p20 to p80",
+        soft_wrap=True,
+    )
     return 1 if any(_is_regression(change) for change in found) else 0
 
 
 def _is_regression(change: Change) -> bool:
-    ours = change.key[KEY.index("provider")] in records.SOURCES
-    return ours and (change.verdict == "slower" or change.verdict.endswith("→ wrong"))
+    return _provider(change) in records.SOURCES and (change.verdict == "slower" or change.verdict.endswith("→ wrong"))
+
+
+def _print_drift(found: Sequence[Change], a: dict[str, Any], b: dict[str, Any]) -> None:
+    unchanged = _unchanged(a, b)
+    for clock in dict.fromkeys(change.clock for change in found if change.ratio is not None):
+        most = drift(found, unchanged, clock)
+        if math.isinf(most):
+            OUT.print(f"{clock}: too little that cannot have changed is in both, so there is no verdict")
+        else:
+            OUT.print(f"{clock}: code that cannot have changed differs by up to x{most:.2f}; a change is more")
 
 
 def _print_heads(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -124,7 +190,11 @@ def verify_main(argv: Sequence[str]) -> int:
     paths = arguments.records or sorted(records.RESULTS.glob("*.json"))
     now, stale = records.source_hashes(), 0
     for path in paths:
-        record = records.read(path)
+        try:
+            record = records.read(path)
+        except records.NotARecord as error:
+            ERR.print(str(error), soft_wrap=True, markup=False)
+            return 2
         changed = records.changed_sources(record, now)
         stale += bool(changed)
         about = (

@@ -1,7 +1,8 @@
 """The floor: the least time that a selection by the whole Gram and one dependent step per pick can take here.
 
-Four measured terms make it up: an empty call (on a GPU an empty launch), the rate of a copy, the rate of a matrix
-product, and one step, that is an argmax followed by reading the row it points at. The time of a shape is
+Four measured terms make it up: an empty call, the rate of a copy, the rate of a matrix product, and one step, that is
+an argmax followed by reading the row it points at. The call is of the clock that the floor stands beside: an eager call
+that fills one element, or the replay of a graph of nothing else. The time of a shape is
 
     call + max(bytes / copy rate, flops / matrix rate) + k * step * ceil(B / width)
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .harness import Budget, graphed, time_one
+from .harness import Budget, graphed, interleave_graphs, time_one
 from .workloads import Shape
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
@@ -44,7 +45,8 @@ class Floor(NamedTuple):
     """What the device at hand does.
 
     Attributes:
-        call_us: an empty call.
+        call_us: an empty eager call.
+        replay_us: the replay of a graph of one; None without a GPU.
         copy_gb_per_s: bytes read plus bytes written per second of a large copy.
         matrix_tflop_per_s: rate of a large matrix product in the dtype of the features.
         step_us, step_us_per_token: time of one step = step_us + N * step_us_per_token.
@@ -59,13 +61,15 @@ class Floor(NamedTuple):
     step_us_per_token: float
     width: int
     step_method: str
+    replay_us: float | None = None
 
-    def terms(self, shape: Shape, dtype: torch.dtype) -> Terms:
-        """The floor of a shape."""
+    def terms(self, shape: Shape, dtype: torch.dtype, clock: str = "eager") -> Terms:
+        """The floor of a shape, of an eager call or of a "graph" replay."""
+        call = self.call_us if clock == "eager" or self.replay_us is None else self.replay_us
         moved = gigabytes(shape, dtype) / self.copy_gb_per_s * 1e6
         multiplied = gram_tflop(shape) / self.matrix_tflop_per_s * 1e6
         step = self.step_us + shape.tokens * self.step_us_per_token
-        return Terms(self.call_us, max(moved, multiplied), shape.k * step * math.ceil(shape.batch / self.width))
+        return Terms(call, max(moved, multiplied), shape.k * step * math.ceil(shape.batch / self.width))
 
 
 def gigabytes(shape: Shape, dtype: torch.dtype) -> float:
@@ -92,6 +96,7 @@ def measure(device: torch.device, dtype: torch.dtype, budget: Budget) -> Floor:
         if device.type == "cuda"
         else torch.get_num_threads(),
         step_method=_step_method(device),
+        replay_us=_replay_us(device, budget) if device.type == "cuda" else None,
     )
 
 
@@ -100,6 +105,12 @@ def _call_us(device: torch.device, budget: Budget) -> float:
     one = torch.zeros(1, device=device)
     one.fill_(1.0)
     return time_one(lambda: one.fill_(1.0), device, budget._replace(repeats=max(100, budget.repeats))).median_us
+
+
+def _replay_us(device: torch.device, budget: Budget) -> float:
+    """By the clock of all other replays."""
+    one = torch.zeros(1, device=device)
+    return interleave_graphs({"": [lambda: one.fill_(1.0)]}, device, budget)[""].median_us
 
 
 def _copy_rate(device: torch.device, budget: Budget) -> float:

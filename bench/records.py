@@ -175,10 +175,26 @@ def write(record: dict[str, Any], out: Path) -> Path:
     return path
 
 
+class NotARecord(ValueError):
+    """A file that is no record; the message names it and says why."""
+
+
 def read(path: Path) -> dict[str, Any]:
-    """A checked record."""
-    record: dict[str, Any] = json.loads(path.read_text())
-    check(record)
+    """A checked record.
+
+    Raises:
+        NotARecord: there is none in the file.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        check(record)
+    except OSError as error:
+        raise NotARecord(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise NotARecord(f"{path} is not JSON: {error}") from error
+    except Exception as error:  # whatever jsonschema, which may be missing, raises
+        words = str(getattr(error, "message", error))
+        raise NotARecord(f"{path} is not a record of this bench: {words[:200]}") from error
     return record
 
 

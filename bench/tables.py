@@ -75,13 +75,13 @@ def compared(
 ) -> str:
     """Time of each engine with its spread, and how many times as long every other provider takes.
 
-    On a GPU both clocks have a column, and every ratio is of times by the same clock. The floor stands beside times on
-    a CPU only: on a GPU its call is an eager one, which a replayed graph does not make.
+    On a GPU both clocks have a column, and every ratio is of times by the same clock. So is the floor, by the shorter
+    of the two; records that do not say by which clock it is show it on a CPU only.
     """
     clocks = ["eager", "graph"] if on_gpu(record) else ["eager"]
     present = {row["provider"] for row in rows}
     others = [name for name in BASELINES if name in present and name not in ours(record)]
-    extra = [] if on_gpu(record) else ["floor", "× of the floor"]
+    extra = ["floor", "× of the floor"] if not on_gpu(record) or any("clock" in row for row in rows) else []
     head = [*fields, "engine", *(["time", "graph replay"][: len(clocks)])]
     head += [f"× {HEADINGS.get(name, name)}" for name in others] + extra
     body = []
@@ -107,7 +107,7 @@ def latency(record: Row) -> str:
     return compared(record, records.rows_of(record, "latency"), ("N", "D", "k"))
 
 
-def summary(record: Row, picks: tuple[int, ...] = (16, 64)) -> str:
+def summary(record: Row, picks: tuple[int, ...] = (16, 64, 128, 192)) -> str:
     """The latency rows that the README shows."""
     return compared(record, records.rows_of(record, "latency"), ("N", "D", "k"), keep=lambda at: at["k"] in picks)
 
@@ -230,6 +230,7 @@ def floor(record: Row) -> str:
     step = f"{f['step_us']:.2f} µs + {1e3 * f['step_us_per_token']:.2f} ns per token"
     body = [
         ["eager call that fills one element" if on_gpu(record) else "empty call", f"{f['call_us']:.2f} µs"],
+        *([["replay of a graph of it", f"{f['replay_us']:.2f} µs"]] if f.get("replay_us") else []),
         ["copy, bytes read plus bytes written", f"{f['copy_gb_per_s']:.1f} GB/s"],
         ["matrix product", f"{f['matrix_tflop_per_s']:.3g} TFLOP/s"],
         [f"a dependent step ({f['step_method']})", step],

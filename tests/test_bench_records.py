@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -122,24 +123,56 @@ def test_a_record_survives_writing(run: tuple[str, Record], tmp_path: Path) -> N
     assert records.read_all(tmp_path) == {path.stem: run[1]}
 
 
-def test_compare_flags_what_moved_beyond_the_spread(run: tuple[str, Record], tmp_path: Path) -> None:
-    before, after = run[1], copy.deepcopy(run[1])
-    cpu, torch, loop = (
-        next(r for r in after["rows"] if r["suite"] == "latency" and r["provider"] == name)
-        for name in ("cpu" if "cpu" in after["engines"] else "torch", "torch", "published loop")
-    )
-    for row, factor in ((torch, 1 / 100), (cpu, 100), (loop, 1.0)):
-        for name in ("median_us", "p20_us", "p80_us"):
-            row["eager"][name] *= factor
-    found = {(c.key[0], c.key[1]): c.verdict for c in compare.changes(before, after) if c.key[0] == "latency"}
-    assert found["latency", cpu["provider"]] == "slower" or cpu is torch
-    assert found["latency", "torch"] == "faster" or cpu is torch
-    assert found["latency", "published loop"] == "within the spread"
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, record in zip(paths, (before, after), strict=True):
-        records.write(record, path)
-    assert compare.main([str(paths[0]), str(paths[0])]) == 0
-    assert compare.main([str(path) for path in paths]) == (0 if cpu is torch else 1)
+def _slower(row: dict[str, Any], factor: float) -> None:
+    for name in ("median_us", "p20_us", "p80_us"):
+        row["eager"][name] *= factor
+
+
+def test_compare_flags_what_moved_beyond_spread_and_drift(
+    run: tuple[str, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = run[1]
+    ours = "cpu" if "cpu" in before["engines"] else "torch"
+
+    def verdicts(record: Record) -> dict[str, str]:
+        return {c.key[1]: c.verdict for c in compare.changes(before, record) if c.key[0] == "latency"}
+
+    def times(factor: float, drift: float = 1.0) -> Record:
+        after = copy.deepcopy(before)
+        after["sources"]["files"]["idsel_kernels/engines/reference.py"] = "another"
+        for row in after["rows"]:
+            if row.get("eager"):
+                _slower(row, factor if row["provider"] == ours else drift)
+        return after
+
+    assert verdicts(times(100))[ours] == "slower" and verdicts(times(1 / 100))[ours] == "faster"
+    assert verdicts(times(100))["published loop"] == "drift" and verdicts(times(1))[ours] == "within the spread"
+    # All is as much slower: that is the machine, whichever way it goes.
+    assert verdicts(times(100, drift=100))[ours] == verdicts(times(1 / 90, drift=100))[ours] == "within the drift"
+    assert verdicts(times(100, drift=2))[ours] == "slower"
+    alone = copy.deepcopy(before)
+    alone["rows"] = [row for row in alone["rows"] if row["provider"] == ours]
+    paths = {name: tmp_path / f"{name}.json" for name in ("before", "slower", "alone")}
+    for name, record in (("before", before), ("slower", times(100)), ("alone", alone)):
+        records.write(record, paths[name])
+    assert compare.main([str(paths["before"]), str(paths["before"])]) == 0
+    assert compare.main([str(paths["before"]), str(paths["slower"])]) == 1
+    capsys.readouterr()
+    assert compare.main([str(paths["alone"]), str(paths["slower"])]) == 0
+    assert "too little that cannot have changed is in both" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_record_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.json").write_text("not JSON")
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    for name, words in (
+        ("none.json", "none.json cannot be read: No such file or directory"),
+        ("text.json", "text.json is not JSON: "),
+        ("other.json", "other.json is not a record of this bench: "),
+    ):
+        path = str(tmp_path / name)
+        assert compare.main([path, path]) == compare.verify_main([path]) == 2
+        assert words in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_compare_names_rows_that_one_record_lacks(run: tuple[str, Record]) -> None:
@@ -283,8 +316,20 @@ def test_times_have_three_digits(microseconds: float, text: str) -> None:
     assert console.time_text(microseconds) == text
 
 
-def test_gpu_session_is_valid_shell() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "bench" / "gpu_session.sh")], check=True)
+def test_a_dry_session_goes_through_every_step_and_leaves_few_files(tmp_path: Path) -> None:
+    script, out = ROOT / "bench" / "gpu_session.sh", tmp_path / "out"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    environment |= {"DRY": "1", "OUT": str(out), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = (out / "summary.txt").read_text()
+    steps = [line.split()[0] for line in summary.splitlines()[:-1]]
+    wanted = {"build", "info", "sanitizer", "suite", "replays", "profile", "bench", "verify", "report"}
+    assert wanted <= set(steps), summary
+    assert summary.splitlines()[-1].startswith("0 steps failed")
+    (record,) = out.glob("*.json")
+    assert records.read(record)["rows"] and len(list(out.iterdir())) <= 8
+    assert "latency" in (out / "report.md").read_text().lower()
 
 
 def test_schema_is_one() -> None:

@@ -61,9 +61,8 @@ class Session:
         return self.device.type == "cuda"
 
     def shapes(self, suite: str) -> Iterator[Shape]:
-        """The suite's shapes here, as long as there is time; of those that differ in k the largest first."""
-        found = workloads.shapes(suite, self.device, self.quick, self.given)
-        found = sorted(found, key=lambda shape: (shape[:3], -shape.k))
+        """The suite's shapes here, as long as there is time: corners first; of those that differ in k the largest."""
+        found = sorted(workloads.shapes(suite, self.device, self.quick, self.given), key=workloads.turn)
         for i, shape in enumerate(found):
             if self.is_over():
                 self.say(f"{suite}, left out for want of time: {' '.join(map(str, found[i:]))}")
@@ -154,18 +153,19 @@ def add_times(
     replayed = harness.interleave_graphs(calls, session.device, session.budget) if session.on_gpu and graphs else {}
     for name, timing in eager.items():
         graph = replayed.get(name)
-        best = min(timing.median_us, graph.median_us) if graph else timing.median_us
+        clock, best = ("graph", graph) if graph and graph.median_us < timing.median_us else ("eager", timing)
         rows[name] |= {"eager": rounded(timing), "graph": rounded(graph) if graph else None}
-        rows[name] |= rates(session, shape, best)
+        rows[name] |= rates(session, shape, best.median_us, clock)
 
 
-def rates(session: Session, shape: Shape, microseconds: float) -> Row:
-    """What a time means for a shape; formulas in floor.py."""
-    floor = session.floor.terms(shape, session.dtype).total_us
+def rates(session: Session, shape: Shape, microseconds: float, clock: str) -> Row:
+    """What a time by a clock means for a shape; formulas in floor.py."""
+    floor = session.floor.terms(shape, session.dtype, clock).total_us
     return {
         "us_per_pick": round(microseconds / (shape.k * shape.batch), 4),
         "gb_per_s": round(gigabytes(shape, session.dtype) / microseconds * 1e6, 4),
         "tflop_per_s": round(gram_tflop(shape) / microseconds * 1e6, 6),
+        "clock": clock,
         "floor_us": round(floor, 3),
         "times_floor": round(microseconds / floor, 4),
     }
