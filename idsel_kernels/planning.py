@@ -85,7 +85,7 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
-        if must_trace(features, importance, mask, cu_seqlens, k):
+        if must_trace(features, importance, mask, cu_seqlens, k if isinstance(k, torch.Tensor) else None):
             return self._traced(features, importance, mask, cu_seqlens, k, out)
         counts = self._counts
         if k is not None or self._recounts:

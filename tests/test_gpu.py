@@ -85,6 +85,39 @@ def test_capture_and_replay(rule: str, is_ragged: bool, gpu: Backend) -> None:
     assert same(captured, idsel.select(**call))
 
 
+@ALL_RULES
+def test_a_planned_run_is_captured(rule: str, gpu: Backend) -> None:
+    inputs = gpu.inputs(clustered(4, 200, 64, seed=3).inputs())
+    plan = idsel.plan(**inputs, k=[20, 3, 30, 5], rule=RULE_CASES[rule], backend=gpu.name)
+    expected = idsel.select(**inputs, k=[20, 3, 30, 5], rule=RULE_CASES[rule], backend=gpu.name)
+    assert same(plan.run(**inputs), expected)  # compiles
+    with nothing_waits():
+        plan.run(**inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = plan.run(**inputs)
+        with pytest.raises(RuntimeError, match="a plan must be made before the capture"):
+            idsel.plan(**inputs, k=3, rule=RULE_CASES[rule], backend=gpu.name)
+    for _ in range(3):
+        captured.indices.fill_(-7)
+        graph.replay()
+        assert same(captured, expected)
+
+
+def test_the_graphs_of_torch_compile_find_no_leak(gpu: Backend) -> None:
+    """The first call ever of an engine on a stream is inside of a memory pool, in which nothing may be left."""
+    inputs = gpu.inputs(clustered(2, 200, 64, seed=3).inputs())
+    expected = idsel.select(**inputs, k=20, backend=gpu.name)
+    compiled = torch.compile(
+        lambda x, s: x * idsel.select(x, 20, importance=s, backend=gpu.name).keep_mask(200)[..., None],
+        mode="reduce-overhead",
+        fullgraph=True,
+    )
+    wanted = inputs["features"] * expected.keep_mask(200)[..., None]
+    for _ in range(4):
+        assert torch.equal(compiled(inputs["features"], inputs["importance"]), wanted)
+
+
 def test_a_captured_graph_takes_other_budgets(gpu: Backend) -> None:
     case = clustered(4, 200, 64, seed=3)
     inputs, k = gpu.inputs(case.inputs()), gpu.put(torch.tensor([20, 3, 30, 5]))
