@@ -245,7 +245,8 @@ class Launches:
             self._interpret(tensors)
             return
         addresses = [tensor.data_ptr() for tensor in tensors]
-        key = (addresses[0] % 16 == 0, *(map(_is_large, tensors[:3]) if _IS_HIP else ()))
+        is_aligned = addresses[0] % 16 == 0
+        key = (is_aligned, *map(_is_large, tensors[:3])) if _IS_HIP else is_aligned
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self.compiled(tensors)

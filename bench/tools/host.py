@@ -2,9 +2,9 @@
 
     python -m bench.tools.host [--repeats 20000] [--check]
 
-Each figure is the least of many means, in one run with `torch.topk` on the same importance, and shown as a multiple of
-it. The library and the launcher do nothing, and tensors lie on the CPU, so the figures contain all the Python: checks,
-choice of the engine, allocation of outputs and workspace, assembly of arguments; not the binding, the driver, nor the
+Each figure is the least of many means. The multiple beside it is of `torch.topk` on the same importance: the median of
+many, each of calls right after one another, so that other work on the machine meets both. The library and the launcher
+do nothing, and tensors lie on the CPU, so the figures contain all the Python: checks, choice of the engine, allocation of outputs and workspace, assembly of arguments; not the binding, the driver, nor the
 look-ups of device and stream. "first" is a call of a layout that has not been seen, as each is where lengths vary.
 `--check` fails beyond the targets of DESIGN: 4 for `select`, 1.5 for `plan.run`.
 """
@@ -12,6 +12,7 @@ look-ups of device and stream. "first" is a call of a layout that has not been s
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,15 +111,17 @@ def _without_launches() -> Iterator[str]:
     yield "cpu"
 
 
-def _least_us(call: Callable[[], object], repeats: int) -> float:
-    """The least of many means of 20 calls: what is above it is other work of the machine."""
-    times = []
-    for _ in range(repeats // 20):
-        begin = time.perf_counter()
-        for _ in range(20):
-            call()
-        times.append((time.perf_counter() - begin) / 20 * 1e6)
-    return min(times)
+def _mean_us(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    for _ in range(20):
+        call()
+    return (time.perf_counter() - begin) / 20 * 1e6
+
+
+def _measured(call: Callable[[], object], control: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """The least time of a call, and how many times as long as the control it takes."""
+    times = [(_mean_us(call), _mean_us(control)) for _ in range(repeats // 20)]
+    return min(mine for mine, _ in times), statistics.median(mine / other for mine, other in times)
 
 
 def _parts(name: str, features: torch.Tensor, importance: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -151,16 +154,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     features, importance, _ = clustered(1, 576, 64)
-    topk = _least_us(lambda: torch.topk(importance, K), options.repeats)
-    print(f"torch.topk: {topk:.1f} us")
     over = 0
+
+    def topk() -> object:
+        return torch.topk(importance, K)
+
+    print(f"torch.topk: {_measured(topk, topk, options.repeats)[0]:.1f} us")
     for name in _without_launches():
         assert name in dispatch.BACKENDS
         for part, call in _parts(name, features, importance).items():
-            # Beside each, since clocks change.
-            topk = min(topk, _least_us(lambda: torch.topk(importance, K), options.repeats // 4))
-            least = _least_us(call, options.repeats)
-            times = least / topk
+            least, times = _measured(call, topk, options.repeats)
             is_over = times > MOST_OF_TOPK.get(part, times)
             over += is_over
             print(f"{name:7} {part:24} {least:6.2f} us, {times:4.1f} x{' OVER' if is_over else ''}")
