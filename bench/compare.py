@@ -26,6 +26,7 @@ class Change(NamedTuple):
 
     Attributes:
         ratio: median of B over that of A; None where one has no time.
+        gap: the factor between their spreads (p20 to p80), 1.0 where these overlap.
         verdict: "faster", "slower", "within the spread", "within the drift", "drift" (of code that cannot have
             changed), "only in A", "only in B", or the states where these differ.
     """
@@ -36,13 +37,15 @@ class Change(NamedTuple):
     after: float | None
     ratio: float | None
     verdict: str
+    gap: float = 1.0
 
 
 def changes(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
     """Compares the rows that are about the same thing.
 
-    A row is faster or slower where its spreads (p20 to p80) lie apart, and by more than anything that cannot have
-    changed: what the same clock says of the published loops and of torch is how far the machine itself has drifted.
+    A row is faster or slower where its spreads (p20 to p80) lie apart by a larger factor than the medians of anything
+    that cannot have changed: what the same clock says of the published loops and of torch is how far the machine itself
+    has drifted.
     """
     unchanged = _unchanged(a, b)
     found = list(_differences(a, b))
@@ -73,7 +76,7 @@ def _judged(change: Change, unchanged: Collection[str], most: float) -> Change:
         return change
     if _provider(change) in unchanged:
         return change._replace(verdict="drift")
-    if change.verdict in ("faster", "slower") and 1 / most <= change.ratio <= most:
+    if change.verdict in ("faster", "slower") and change.gap <= most:
         return change._replace(verdict="within the drift")
     return change
 
@@ -99,12 +102,9 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _timed(key: tuple[Any, ...], clock: str, before: dict[str, float], after: dict[str, float]) -> Change:
     ratio = after["median_us"] / before["median_us"]
-    verdict = "within the spread"
-    if after["p20_us"] > before["p80_us"]:
-        verdict = "slower"
-    elif after["p80_us"] < before["p20_us"]:
-        verdict = "faster"
-    return Change(key, clock, before["median_us"], after["median_us"], ratio, verdict)
+    up, down = after["p20_us"] / before["p80_us"], before["p20_us"] / after["p80_us"]
+    verdict = "slower" if up > 1 else "faster" if down > 1 else "within the spread"
+    return Change(key, clock, before["median_us"], after["median_us"], ratio, verdict, max(up, down, 1.0))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,8 +4,9 @@
 
 Each figure is the least of many means. The multiple beside it is of `torch.topk` on the same importance: the median of
 many, each of calls right after one another, so that other work on the machine meets both. The library and the launcher
-do nothing, and tensors lie on the CPU, so the figures contain all the Python: checks, choice of the engine, allocation of outputs and workspace, assembly of arguments; not the binding, the driver, nor the
-look-ups of device and stream. "first" is a call of a layout that has not been seen, as each is where lengths vary.
+do nothing, and tensors lie on the CPU, so the figures contain all the Python: checks, choice of the engine, allocation
+of outputs and workspace, assembly of arguments; not the binding, the driver, nor the look-ups of device and stream.
+"first" is a call of a layout that has not been seen, as each is where lengths vary.
 `--check` fails beyond the targets of DESIGN: 4 for `select`, 1.5 for `plan.run`.
 """
 
