@@ -30,6 +30,11 @@ class Plan:
         backend: the engine that runs it.
         algorithm: how, in words.
         out: the `Selection` that `run` fills unless it is given another one.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.plan(torch.eye(3), 2, "maxmin", backend="torch").backend
+        'torch'
     """
 
     def __init__(self, given: Inputs, backend: str | None, **options: Any) -> None:
