@@ -34,7 +34,8 @@ py::list stats_to_python(const std::vector<idsel_stats>& stats) {
     return rows;
 }
 
-// A call without its addresses: tensors of one layout, many times. In the order of idsel_kernels/engines/library_call.py.
+// A call without its addresses: tensors of one layout, many times. In the order of
+// idsel_kernels/engines/library_call.py.
 class Call {
   public:
     Call(std::int32_t device, std::int32_t dtype, const std::vector<std::int64_t>& shape, const Strides& features,
