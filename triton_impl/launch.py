@@ -29,6 +29,8 @@ _TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2
 _MOST_PROGRAMS = 65536
 _INT32 = 2**31 - 1
 _IS_HIP = torch.version.hip is not None
+# Where a profiler leaves its hooks.
+_RUNTIME: Any = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class Launches:
         if INTERPRETED:
             self._interpret(tensors)
             return
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        addresses = list(map(torch.Tensor.data_ptr, tensors))
         is_aligned = addresses[0] % 16 == 0
         key = (is_aligned, *map(_is_large, tensors[:3])) if _IS_HIP else is_aligned
         kernel = self._kernels.get(key)
@@ -278,8 +280,7 @@ class Launches:
 
 def _is_watched() -> bool:
     """Whether a profiler has asked Triton to tell it of launches."""
-    runtime = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
-    before, after = runtime.launch_enter_hook, runtime.launch_exit_hook
+    before, after = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
     return bool(getattr(before, "calls", before) or getattr(after, "calls", after))  # since 3.6 a chain of hooks
 
 

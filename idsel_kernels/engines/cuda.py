@@ -161,7 +161,7 @@ class _Launcher(LibraryCall):
         stream = engine._stream(device)
         if self.memory is None:
             # Freed when this returns, which is safe: the allocator gives it out again in the order of this stream.
-            workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
+            workspace = torch.empty_strided((self.workspace_bytes,), (1,), dtype=torch.uint8, device=device)
             counters = engine._counters.zeros(self.counters_bytes, device, stream, engine._is_capturing())
         else:
             workspace, counters = self.memory

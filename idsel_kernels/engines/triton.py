@@ -122,7 +122,7 @@ class _Launcher:
         features, importance, mask, *_ = inputs
         self.problem, self.width, self.device = problem, problem.k_max, problem.device
         self.engine, self.memory = engine, memory
-        self.plan = engine._plan(problem)
+        self.plan, self.has_own_counts = engine._plan(problem), _has_own_counts(problem)
         library = _library()
         self.pointers, self.launch = library.pointers, library.Launches(self.plan, features, importance, mask)
 
@@ -152,13 +152,13 @@ class _Launcher:
         )
         return out
 
-    def _fresh(self, stream: int, is_gpu: bool) -> Memory:
+    def _fresh(self, stream: int, is_gpu: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         # Freed when the launch is queued, which is safe: the allocator gives it out again in the order of this stream.
         problem, device = self.problem, self.device
-        workspace = torch.empty(self.plan.workspace, dtype=torch.float32, device=device)
+        workspace = torch.empty_strided((self.plan.workspace,), (1,), dtype=torch.float32, device=device)
         is_capturing = is_gpu and torch.cuda.is_current_stream_capturing()
         counters = self.engine._counters.zeros(self.plan.counters, device, stream, is_capturing)
-        return Memory(workspace, on_device(problem.k, device) if _has_own_counts(problem) else None, counters)
+        return workspace, on_device(problem.k, device) if self.has_own_counts else None, counters
 
 
 class _Nothing:
