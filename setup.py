@@ -169,7 +169,10 @@ setup(
         "_idsel_start",
         "idsel_kernels",
         "idsel_kernels._cli",
+        "idsel_kernels.compat",
         "idsel_kernels.engines",
+        "idsel_kernels.integrations",
+        "idsel_kernels.integrations.transformers",
         "idsel_kernels.triton_impl",
     ],
     package_dir={

@@ -17,7 +17,7 @@ except Exception as _error:  # a broken install raises OSError and others, not o
         ) from _cause
 
 else:
-    from . import budgets, importance, inputs, testing
+    from . import budgets, importance, inputs, integrations, testing
     from .api import (
         coverage_select,
         dpp_select,
@@ -61,6 +61,7 @@ __all__ = [
     "id_select",
     "importance",
     "inputs",
+    "integrations",
     "maxmin_select",
     "merge",
     "mmr_select",
