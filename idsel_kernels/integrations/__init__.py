@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["transformers"]
+__all__ = ["lmms_eval", "transformers", "vllm"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -120,8 +120,9 @@ class LlavaOnevision(LlavaNext):
 
     def _split(self, base: Any, modality: Modality, output: Any) -> tuple[list[Tensor], list[Tensor]]:
         units, none = super()._split(base, modality, output)
-        if modality == "video" and not hasattr(output, "pooler_output"):  # the older `forward` adds it itself
-            units = [torch.cat([unit, base.image_newline[None].to(unit)]) for unit in units]
+        if modality == "video":  # before 5.18 `forward` added the newline itself
+            newline = base.image_newline[None].to(units[0])
+            units = [unit if unit[-1:].equal(newline) else torch.cat([unit, newline]) for unit in units]
         return units, none
 
     def _maps(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...rules import Rule
-from .families import MODALITIES, takes_encoder_outputs
+from .families import MODALITIES
 from .inputs import Options, PrunedInputs, prune_with
 from .scores import Importance
 
@@ -118,8 +118,8 @@ def _check_options(kwargs: dict[str, Any], model: Any) -> None:
         # Without a cache transformers takes a jump of the positions for the start of another sequence.
         raise ValueError("use_cache must not be False with pruned tokens, got False")
     chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-    if chunk is not None and not takes_encoder_outputs(model):
-        raise ValueError(f"prefill_chunk_size must be None before transformers 5.18, got {chunk}")
+    if chunk is not None:  # most versions would show the model placeholders without their features
+        raise ValueError(f"prefill_chunk_size must be None with pruned tokens, got {chunk}")
     for name in ("past_key_values", "cache"):
         cache = kwargs.get(name)
         if cache is not None and cache.get_seq_length():
