@@ -5,11 +5,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 TRITON_VERSIONS ?= 3.2.0 3.6.0
+# A version of transformers before the newest that is tested, with versions of what it needs.
+TRANSFORMERS ?= transformers==4.57.6 huggingface_hub<1 tokenizers<0.23
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format docs bench report dev kernels triton-versions cuda-all wheel clean
+.PHONY: demo test lint format docs bench report dev kernels triton-versions older-transformers cuda-all wheel clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
@@ -47,6 +49,11 @@ triton-versions: $(VENV)/test.ready
 	    PYTHONPATH=$$folder TRITON_INTERPRET=1 OMP_NUM_THREADS=1 \
 	        $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_interpreter.py || exit 1; \
 	done
+
+# The adapter for transformers on the last version that takes visual features another way than the newest.
+older-transformers: $(VENV)/test.ready
+	test -d build/older-transformers || $(PIP) --no-deps --target build/older-transformers $(TRANSFORMERS:%='%')
+	PYTHONPATH=build/older-transformers $(BIN)/pytest tests/test_transformers.py tests/test_examples.py
 
 # Every architecture, with spilled registers as errors; needs nvcc and no GPU.
 cuda-all:

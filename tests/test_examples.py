@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 def _run(script: str, *options: str) -> str:
@@ -32,6 +34,17 @@ def test_qwen_keeps_a_fifth_of_its_tokens() -> None:
 def test_examples_are_short() -> None:
     for script in EXAMPLES.glob("*.py"):
         assert len(script.read_text().splitlines()) < 60, script.name
+
+
+def test_commands_on_the_pages_have_options_of_the_scripts() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = [line for page in pages for line in page.read_text().splitlines() if line.startswith("python examples/")]
+    assert len(found) >= 4
+    for line in found:
+        script, *options = shlex.split(line)[1:]
+        usage = _run(Path(script).name, "--help")
+        for option in options[::2]:
+            assert option.startswith("--") and f"{option} " in usage, line
 
 
 def test_llava_from_files(tmp_path: Path) -> None:
