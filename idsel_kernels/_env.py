@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["backend", "triton_interpret", "vllm_budget", "vllm_channels", "vllm_rule"]
+__all__ = ["backend", "scope_alpha", "scope_combined", "triton_interpret", "vllm_budget", "vllm_channels", "vllm_rule"]
 
 
 def backend() -> str | None:
@@ -15,6 +15,16 @@ def backend() -> str | None:
 def triton_interpret() -> bool:
     """`TRITON_INTERPRET`, a variable of Triton: its interpreter runs kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def scope_alpha() -> str:
+    """`ALPHA`, a variable of SCOPE's: the exponent of the attention."""
+    return os.environ.get("ALPHA", "1.0")
+
+
+def scope_combined() -> str:
+    """`COMBINED`, a variable of SCOPE's: how attention meets coverage."""
+    return os.environ.get("COMBINED", "multi")
 
 
 def vllm_rule() -> str | None:

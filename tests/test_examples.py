@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,11 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+
+
+@functools.cache
+def _usage(script: str) -> str:
+    return _run(script, "--help")
 
 
 def _run(script: str, *options: str) -> str:
@@ -42,7 +48,7 @@ def test_commands_on_the_pages_have_options_of_the_scripts() -> None:
     assert len(found) >= 4
     for line in found:
         script, *options = shlex.split(line)[1:]
-        usage = _run(Path(script).name, "--help")
+        usage = _usage(Path(script).name)
         for option in options[::2]:
             assert option.startswith("--") and f"{option} " in usage, line
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from torch import Tensor
 
+from .. import _env
 from ..api import coverage_select
 from ..checks import check_choice
 from ..rules import Combine
@@ -53,7 +52,7 @@ def SCOPE(
         >>> picks, cosines.shape
         (tensor([[0, 2]]), torch.Size([1, 3, 3]))
     """
-    alpha = os.environ.get("ALPHA", "1.0")
+    alpha = _env.scope_alpha()
     try:
         power = float(alpha)
     except ValueError:
@@ -80,6 +79,6 @@ def select_scope(
 
 def combined() -> Combine:
     """What the environment variable COMBINED stands for."""
-    value = os.environ.get("COMBINED", "multi")
+    value = _env.scope_combined()
     check_choice("the environment variable COMBINED", value, tuple(_COMBINED))
     return _COMBINED[value]
