@@ -17,7 +17,7 @@ demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
 
 test: $(VENV)/test.ready
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(COVERAGE) -m 'not kernels'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(COVERAGE) -m 'not kernels'
 
 # The same, and which lines of the package it executes: takes a quarter longer.
 coverage:
@@ -40,7 +40,7 @@ docs: $(VENV)/test.ready
 # GPU kernels without a GPU: CUDA in an emulator, Triton in its interpreter, and what the compiler makes of them; the
 # C++ library under sanitizers.
 kernels: $(VENV)/test.ready
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'kernels and not interpreter'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'kernels and not interpreter'
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m interpreter
 
 # The oldest version of Triton that we support and the one on the last GPU that we had, beside the newest in `kernels`:
