@@ -6,6 +6,7 @@ import functools
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -310,13 +311,186 @@ def test_generate_without_images_is_left_alone() -> None:
     assert pruner.last is None
 
 
-def test_max_length_counts_the_whole_prompt() -> None:
+def test_lengths_count_the_whole_prompt() -> None:
     model, batch = _model_and_batch("qwen3_vl")
     ids = batch.inputs["input_ids"]
     others = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+    wanted = ids.shape[1] + 3
+    config = transformers.GenerationConfig(max_length=wanted, do_sample=False)
     with pruned(model, 3):
-        out = model.generate(ids, **others, max_length=ids.shape[1] + 3, do_sample=False)
-    assert out.shape[1] == ids.shape[1] + 3
+        assert model.generate(ids, **others, max_length=wanted, do_sample=False).shape[1] == wanted
+        assert model.generate(ids, config, **others).shape[1] == wanted
+        assert model.generate(**batch.inputs, generation_config=config, max_new_tokens=2).shape[1] == wanted - 1
+        default = model.generate(**batch.inputs, do_sample=False).shape[1]
+    assert default == model.generate(**batch.inputs, do_sample=False).shape[1]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_what_looks_at_the_tokens_sees_the_whole_prompt(family: str) -> None:
+    model, batch = _model_and_batch(family)
+    prompt = batch.inputs["input_ids"]
+    seen: list[torch.Tensor] = []
+
+    def process(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(ids)
+        return scores
+
+    def stop(ids: torch.Tensor, _scores: torch.Tensor, **_more: Any) -> torch.Tensor:
+        seen.append(ids)
+        return torch.full(ids.shape[:1], ids.shape[1] >= prompt.shape[1] + 2)
+
+    def allowed(sample: int, ids: torch.Tensor) -> list[int]:
+        assert ids[: prompt.shape[1]].equal(prompt[sample])
+        return [7]
+
+    options = {
+        "logits_processor": transformers.LogitsProcessorList([process]),
+        "stopping_criteria": transformers.StoppingCriteriaList([stop]),
+        "prefix_allowed_tokens_fn": allowed,
+    }
+    with pruned(model, 3):
+        out = model.generate(**batch.inputs, **options, max_new_tokens=5, do_sample=False)
+        model.generate(**batch.inputs, **options, max_new_tokens=5, do_sample=False, num_beams=2)
+    assert out[:, prompt.shape[1] :].tolist() == [[7, 7], [7, 7]]
+    assert all(ids[:, : prompt.shape[1]].equal(prompt.repeat_interleave(len(ids) // 2, 0)) for ids in seen)
+
+
+@every_family
+def test_a_loop_of_ones_own_goes_on_as_generate(family: str) -> None:
+    model, batch = _model_and_batch(family)
+    with pruned(model, 3):
+        out = model.generate(**batch.inputs, max_new_tokens=3, do_sample=False, suppress_tokens=[IMAGE, VIDEO])
+    cut = prune_inputs(model, 3, **batch.inputs)
+    positions, mask, new = cut.next_positions, cut.inputs["attention_mask"], []
+    with torch.no_grad(), cut.handed_on(model):
+        step = model(**cut.inputs, use_cache=True)
+        for _ in range(3):
+            logits = step.logits[:, -1].clone()
+            logits[:, [IMAGE, VIDEO]] = -torch.inf
+            new.append(logits.argmax(1, keepdim=True))
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            cache = {name: step[name] for name in ("cache", "past_key_values") if name in step}
+            step = model(input_ids=new[-1], attention_mask=mask, position_ids=positions, **cache)
+            positions = positions + 1
+    assert torch.cat(new, 1).equal(out[:, -3:])
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "qwen" not in name])  # those refuse it themselves
+def test_tokens_that_the_caller_masks_stay_masked(family: str) -> None:
+    model, batch = _model_and_batch(family)
+    inputs = {**batch.inputs, "attention_mask": batch.inputs["attention_mask"].clone()}
+    places = (inputs["input_ids"][1] == IMAGE).nonzero().flatten()[1:4]
+    inputs["attention_mask"][1, places] = 0
+    for k in (1000, 3):
+        cut = prune_inputs(model, k, **inputs)
+        assert not cut.keep_mask[1, places].any()
+        few = _logits(model, cut)[cut.inputs["attention_mask"].bool()]
+        masked = _masked_logits(model, inputs, cut.keep_mask, NOTHING)[cut.keep_mask]
+        torch.testing.assert_close(few, masked, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("rows", [None, 3, 4])
+def test_positions_of_the_caller_are_kept(family: str, rows: int | None) -> None:
+    model, batch = _model_and_batch(family)
+    mask = batch.inputs["attention_mask"]
+    given = (2 * mask.cumsum(1)).clamp(min=0)
+    expected = given.expand(3, *given.shape)
+    if rows is not None:
+        expected = torch.stack([given + axis for axis in range(rows)])
+    cut = prune_inputs(model, 3, **batch.inputs, position_ids=given if rows is None else expected)
+    real = cut.inputs["attention_mask"].bool()
+    assert cut.inputs["position_ids"][-3:, real].equal(expected[-3:, cut.keep_mask])
+
+
+def test_a_static_cache_goes_by_places() -> None:
+    """What one says of its length depends on its values: here that of a padded sample."""
+    model, batch = _model_and_batch("llava")
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad():
+        padding = model.model.language_model.embed_tokens.weight[0]
+        before = padding.clone()
+        padding.zero_()
+    with pruned(model, 3):
+        dynamic = model.generate(**batch.inputs, **options)
+        static = model.generate(**batch.inputs, **options, cache_implementation="static")
+    with torch.no_grad():
+        padding.copy_(before)
+    assert static.equal(dynamic)
+
+
+def test_images_of_different_sizes_of_a_pixtral_tower() -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.PixtralVisionConfig(**size, head_dim=8, image_size=16, patch_size=4),
+        text_config=transformers.LlamaConfig(**size, vocab_size=64, pad_token_id=0),
+        image_token_id=IMAGE, vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    sizes = torch.tensor([[16, 16], [16, 8]])
+    inputs = {
+        "input_ids": torch.tensor([[1, *[IMAGE] * 16, 5, *[IMAGE] * 8, 6]]),
+        "pixel_values": torch.randn(2, 3, 16, 16),
+        "image_sizes": sizes,
+    }
+    assert prune_inputs(model, 3, **inputs).counts == [3, 3]
+    assert prune_inputs(model, 1000, **inputs).counts == [16, 8]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_compiled_model_is_pruned_as_it_was(family: str) -> None:
+    model, batch = _model_and_batch(family)
+    compiled = torch.compile(model, backend="eager")
+    with pruned(model, 3):
+        plain = model.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
+    with pruned(compiled, 3):
+        assert compiled.generate(**batch.inputs, max_new_tokens=2, do_sample=False).equal(plain)
+    assert "generate" not in vars(model)
+    cut = prune_inputs(compiled, 3, **batch.inputs)
+    torch.testing.assert_close(_logits(compiled, cut), _logits(model, prune_inputs(model, 3, **batch.inputs)))
+
+
+def test_gradients_reach_the_tower_with_checkpoints() -> None:
+    model, batch = build("llava").model.float().train(), _model_and_batch("llava")[1]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = {**batch.inputs, "pixel_values": batch.inputs["pixel_values"].float()}
+    cut = prune_inputs(
+        model, 3, **inputs, labels=batch.inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    )
+    with cut.handed_on(model):
+        model(**cut.inputs).loss.backward()
+    gradient = next(p for name, p in model.model.vision_tower.named_parameters() if name.endswith("q_proj.weight")).grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_two_threads_do_not_meet() -> None:
+    """Each sees the attention of its own pictures, and its own positions."""
+    model, batch = _model_and_batch("llava")
+    one = {name: batch.inputs[name][:1] for name in ("input_ids", "attention_mask", "pixel_values")}
+    two = {"input_ids": torch.tensor([[1, 5, *[IMAGE] * 16, 6]]), "pixel_values": batch.inputs["pixel_values"][1:2]}
+    options = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
+    with pruned(model, 3):
+        alone = [model.generate(**inputs, **options) for inputs in (one, two)]
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(lambda inputs: model.generate(**inputs, **options), [one, two] * 4))
+    assert all(out.equal(alone[i % 2]) for i, out in enumerate(together))
+
+
+def test_a_function_runs_where_the_class_token_is_a_feature() -> None:
+    model, batch = _model_and_batch("llava")
+    ids = torch.tensor([[1, *[IMAGE] * 17, 6]])
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": batch.inputs["pixel_values"][:1],
+        "vision_feature_select_strategy": "full",
+    }
+    (visual,) = _visuals(model, inputs)
+    assert visual.attention is None and len(visual.features) == 17
+    with pytest.raises(ValueError, match="vision_feature_select_strategy must be 'default'"):
+        prune_inputs(model, 3, importance="cls", **inputs)
+    with pytest.raises(ValueError, match=r"vision_feature_layer must be what is behind a layer .*, got -4"):
+        prune_inputs(model, 3, vision_feature_layer=-4, **{**inputs, "vision_feature_select_strategy": "default"})
 
 
 def test_a_model_in_bfloat16_is_pruned_too() -> None:
@@ -333,6 +507,9 @@ def test_a_model_in_bfloat16_is_pruned_too() -> None:
     [
         ("llava", {}, TypeError, "either k or keep_ratio must be given"),
         ("llava", {"k": 0}, ValueError, "k must be >= 1, got 0"),
+        ("llava", {"k": [1, 0, 1]}, ValueError, r"k\[1\] must be >= 1, got 0"),
+        ("llava", {"k": 3.0}, TypeError, "k must be an int, got float"),
+        ("llava", {"k": torch.tensor(3)}, TypeError, "k must be an int, got Tensor"),
         ("llava", {"k": 3, "rule": "best"}, ValueError, "rule"),
         ("llava", {"k": 3, "importance": "best"}, ValueError, "importance must be one of 'cls', 'text', 'unified'"),
         ("llava", {"k": 3, "importance": 5}, TypeError, "importance must be one of .* or a function, got int"),
@@ -361,7 +538,6 @@ def test_bad_options_raise_on_entry(family: str, options: dict[str, Any], error:
         ({"inputs_embeds": torch.ones(2, 41, 32)}, ValueError, "inputs_embeds must be None"),
         ({"k": [1, 2]}, ValueError, "k must be an int or one for each of 3 images and videos, got 2"),
         ({"importance": lambda _: torch.ones(4)}, ValueError, r"importance must return \(n,\) = \(16,\) scores"),
-        ({"vision_feature_select_strategy": "full"}, ValueError, "vision_feature_select_strategy must be 'default'"),
     ],
 )  # fmt: skip
 def test_bad_inputs_raise(change: dict[str, Any], error: type, message: str) -> None:
@@ -379,8 +555,20 @@ def test_what_generate_cannot_do_raises() -> None:
             model.generate(**batch.inputs, use_cache=False)
         with pytest.raises(ValueError, match="prefill_chunk_size must be None with pruned tokens, got 7"):
             model.generate(**batch.inputs, prefill_chunk_size=7)
-        with pytest.raises(ValueError, match=f"{name} must be empty where images are given, got 2 tokens"):
+        with pytest.raises(ValueError, match="the cache must be empty where images are given, got one of 2 tokens"):
             model.generate(**batch.inputs, **{name: cache[name]})
+        with pytest.raises(ValueError, match="the cache must be empty for a prompt with image tokens"):
+            model.generate(batch.inputs["input_ids"], **{name: cache[name]})
+        with pytest.raises(ValueError, match="use_cache"):
+            model.generate(**batch.inputs, generation_config=transformers.GenerationConfig(use_cache=False))
+        with pytest.raises(ValueError, match="input_ids must be given once, got inputs too"):
+            model.generate(batch.inputs["input_ids"], **batch.inputs)
+        ending = {"input_ids": torch.tensor([[1, *[IMAGE] * 16]]), "pixel_values": batch.inputs["pixel_values"][:1]}
+        with pytest.raises(ValueError, match=r"input_ids must end with text in every sample, .* end of \[0\]"):
+            model.generate(**ending)
+        if NOT_YET:
+            with pytest.raises(ValueError, match=r"assistant_model must be None .* before transformers 5\.18"):
+                model.generate(**batch.inputs, assistant_model=model)
 
 
 def test_other_models_are_refused() -> None:
@@ -395,7 +583,8 @@ def test_other_models_are_refused() -> None:
 
 def test_importing_the_adapters_imports_no_framework() -> None:
     code = (
-        "import sys, idsel_kernels as idsel; idsel.integrations.transformers.pruned; "
-        "sys.exit('transformers' in sys.modules)"
+        "import sys; from idsel_kernels import integrations; "
+        "[getattr(integrations, name) for name in integrations.__all__]; "
+        "sys.exit(bool({'transformers', 'vllm', 'lmms_eval'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

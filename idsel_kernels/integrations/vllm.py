@@ -29,7 +29,7 @@ from .. import _env, api, budgets, checks
 from ..rules import IDSelection, Rule, TopK, by_name
 
 __all__ = [
-    "TESTED",
+    "KNOWN",
     "evs_scores",
     "install",
     "novelty",
@@ -43,7 +43,7 @@ Importance = Callable[[Tensor], Tensor]
 Method = Literal["evs", "vidcom2"]
 Budget = Literal["video", "evs", "even"]
 
-TESTED = ("0.11.2", "0.22.1", "0.33.0")  # versions of vLLM whose pruning was read and compared
+KNOWN = ("0.11.2", "0.22.1", "0.33.0")  # versions of vLLM whose pruning was read and compared
 
 # Where a method's two functions are, the newest layout first.
 _PLACES: dict[Method, tuple[str, ...]] = {
@@ -300,7 +300,7 @@ def install(rule: Rule | str = IDSelection(), **options: Any) -> None:
     Raises:
         TypeError: an option does not exist.
         ValueError: no rule has this name.
-        RuntimeError: vLLM's pruning is not where it was in the versions tested, or takes or counts something else.
+        RuntimeError: vLLM's pruning is not where it was in the versions known, or takes or counts something else.
     """
     if unknown := options.keys() - {"importance", "budget", "channels", "backend"}:
         raise TypeError(f"install takes importance, budget, channels and backend, got {', '.join(sorted(unknown))}")
@@ -370,8 +370,8 @@ def _unknown(what: str) -> RuntimeError:
     except importlib.metadata.PackageNotFoundError:
         version = "this vLLM"
     return RuntimeError(
-        f"idsel_kernels does not know how {version} prunes video tokens: {what}. It was tested against "
-        f"{', '.join(TESTED)}; unset IDSEL_VLLM_RULE to run without"
+        f"idsel_kernels does not know how {version} prunes video tokens: {what}. It knows "
+        f"{', '.join(KNOWN)}; unset IDSEL_VLLM_RULE to run without"
     )
 
 

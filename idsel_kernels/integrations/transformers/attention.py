@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,13 +34,20 @@ def watch_class_token(base: Any, hidden_state: int | list[int]) -> Iterator[list
             and state i what layer i - 1 returned.
     """
     index = hidden_state if isinstance(hidden_state, int) else hidden_state[-1]
-    attention = _layers(base.vision_tower)[index if index < 0 else index - 1]
+    layers = _layers(base.vision_tower)
+    if index == 0 or not -len(layers) <= index <= len(layers):
+        behind = f"a layer of the {len(layers)} of the vision tower, for the attention in it"
+        raise ValueError(f"vision_feature_layer must be what is behind {behind}, got {index}")
+    attention = layers[index if index < 0 else index - 1]
+    caller = threading.get_ident()
     seen: dict[str, Tensor] = {}
     rows: list[Tensor] = []
 
     def keep(which: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            seen[which] = output.view(*output.shape[:-1], attention.num_heads, -1).transpose(1, 2)
+            if threading.get_ident() != caller:  # the tower runs on another thread too
+                return
+            seen[which] = output.detach().view(*output.shape[:-1], attention.num_heads, -1).transpose(1, 2)
             if len(seen) == 2:
                 rows.append(cls_attention(seen.pop("q"), seen.pop("k")))
 

@@ -16,7 +16,16 @@ from .attention import watch_class_token
 from .scores import Modality
 from .sequence import text_positions
 
-__all__ = ["MODALITIES", "Encoded", "Family", "arguments_for", "family_of", "setting", "takes_encoder_outputs"]
+__all__ = [
+    "MODALITIES",
+    "Encoded",
+    "Family",
+    "arguments_for",
+    "family_of",
+    "setting",
+    "takes_encoder_outputs",
+    "uncompiled",
+]
 
 # What a batch may hold, and the argument that has its pixels, in the order in which models encode them.
 MODALITIES: dict[Modality, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -58,9 +67,7 @@ class Family:
         settings = {name: setting(name, base, inputs) for name in ("vision_feature_layer", _STRATEGY)}
         given = {**inputs, **settings, "pixel_values": inputs[MODALITIES[modality]]}
         watch: Any = contextlib.nullcontext()
-        if with_attention:
-            if settings[_STRATEGY] != "default":
-                raise ValueError(f"{_STRATEGY} must be 'default' for the class token, got {settings[_STRATEGY]!r}")
+        if with_attention and settings[_STRATEGY] == "default":  # else the class token is one of the features
             watch = watch_class_token(base, settings["vision_feature_layer"])
         with watch as rows:
             output = encoder(**arguments_for(encoder, given))
@@ -172,8 +179,9 @@ class Qwen25VL(Family):
         if axes is None:
             everything = {**inputs, "attention_mask": mask, "mm_token_type_ids": token_types}
             axes, _ = base.get_rope_index(**arguments_for(base.get_rope_index, everything, return_dict=False))
+        axes = axes.expand(3, *mask.shape) if axes.dim() == 2 else axes
         # As in `generate`: the first row is for the mask alone, the last three are what is embedded.
-        return torch.cat([text_positions(mask)[None], axes[-3:]])
+        return axes if len(axes) == 4 else torch.cat([text_positions(mask)[None], axes])
 
 
 class Qwen3VL(Qwen25VL):
@@ -205,26 +213,35 @@ def family_of(model: Any) -> tuple[Family, Any]:
     Raises:
         TypeError: it is not a model of a known family.
     """
+    model = uncompiled(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     base = getattr(model, "model", None)
-    if kind not in _FAMILIES or not hasattr(base, "get_image_features"):
+    if kind not in _FAMILIES or not (hasattr(base, "get_image_features") and hasattr(base, "language_model")):
         known = ", ".join(_FAMILIES)
         raise TypeError(
-            f"model must be a ...ForConditionalGeneration of type {known}, got {type(model).__name__} of type {kind!r}"
+            f"model must be a ...ForConditionalGeneration of type {known}, without a wrapper, "
+            f"got {type(model).__name__} of type {kind!r}"
         )
     return _FAMILIES[kind], base
 
 
+def uncompiled(model: Any) -> Any:
+    """What `torch.compile` was given."""
+    return getattr(model, "_orig_mod", model)
+
+
 def takes_encoder_outputs(model: Any) -> bool:
     """Whether this version of transformers (5.18 and later) lets a model be given what its encoders returned."""
-    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    return "mm_encoder_outputs" in inspect.signature(uncompiled(model).forward).parameters
 
 
 def arguments_for(function: Any, inputs: Mapping[str, Any], return_dict: bool = True) -> dict[str, Any]:
     """Those of the inputs that a method of a model takes, and `return_dict` if it takes options at all."""
     parameters = inspect.signature(function).parameters
-    given = {name: inputs[name] for name in parameters if inputs.get(name) is not None}
     takes_options = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    # LLaVA with a Pixtral tower had the sizes among its options once.
+    names = [*parameters, "image_sizes"] if takes_options else parameters
+    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
     return {**given, "return_dict": True} if return_dict and takes_options else given
 
 

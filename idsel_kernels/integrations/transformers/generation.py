@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...rules import Rule
-from .families import MODALITIES
+from .families import MODALITIES, takes_encoder_outputs, uncompiled
 from .inputs import Options, PrunedInputs, prune_with
 from .scores import Importance
 
@@ -43,9 +44,9 @@ def pruned(
 ) -> Iterator[Pruner]:
     """Inside, `model.generate(**inputs)` keeps k tokens of every image and video, and returns what it returned before.
 
-    The sequences start with the whole prompt, so what cuts it off needs no change; `max_length` counts it too. What
-    `generate` gives besides (scores, cache, attention) is that of the shorter prompt. `model(**inputs)` is not pruned:
-    for that there is `prune_inputs`.
+    The sequences start with the whole prompt, so what cuts it off needs no change; `max_length` counts it too, and
+    stopping criteria and logits processors see it. What `generate` gives besides (scores, cache, attention, the prompt
+    of a streamer) is that of the shorter prompt. `model(**inputs)` is not pruned: for that there is `prune_inputs`.
 
     Args:
         model, k, keep_ratio, rule, importance, positions, backend: as for `prune_inputs`.
@@ -72,6 +73,7 @@ def pruned(
         >>> pruner.last.counts, (out[:, :19] == ids).all().item()
         ([4], True)
     """
+    model = uncompiled(model)
     options = Options(k, keep_ratio, rule, importance, positions, backend).checked_for(model)
     pruner = Pruner()
     generate = model.generate
@@ -87,43 +89,122 @@ def pruned(
 
 
 def _pruning(generate: Callable[..., Any], model: Any, options: Options, pruner: Pruner) -> Callable[..., Any]:
+    names = tuple(inspect.signature(generate).parameters)
+
     @functools.wraps(generate)
-    def with_fewer_tokens(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def with_fewer_tokens(*args: Any, **kwargs: Any) -> Any:
+        kwargs |= zip(names, args, strict=False)
         pruner.last = None
         if all(kwargs.get(pixels) is None for pixels in MODALITIES.values()):
-            return generate(inputs, *args, **kwargs)
-        if inputs is not None:
-            kwargs["input_ids"] = inputs
+            _check_cache_without_images(kwargs, model)
+            return generate(**kwargs)
+        if (ids := kwargs.pop("inputs", None)) is not None:
+            if kwargs.get("input_ids") is not None:
+                raise ValueError("input_ids must be given once, got inputs too")
+            kwargs["input_ids"] = ids
         _check_options(kwargs, model)
         # What is one of the inputs of the model goes by name, the rest is `generate`'s own.
         with torch.no_grad():
             last = prune_with(options, model, kwargs)
-        prompt, short = kwargs["input_ids"], last.input_ids
-        dropped = prompt.shape[1] - short.shape[1]
-        given = {**last.inputs, "input_ids": short}
-        for name in ("max_length", "min_length"):
-            if kwargs.get(name) is not None:
-                given[name] = kwargs[name] - dropped
+        prompt, width = kwargs["input_ids"], last.input_ids.shape[1]
+        _check_end(kwargs, model)
+        given = {**last.inputs, "input_ids": last.input_ids, **_lengths(kwargs, model, prompt.shape[1] - width)}
+        given |= _on_whole_prompt(kwargs, prompt, width)
         with last.handed_on(model):
-            out = generate(None, *args, **given)
+            out = generate(**given)
         pruner.last = last
-        return _with_whole_prompt(out, prompt, short.shape[1])
+        return _with_whole_prompt(out, prompt, width)
 
     return with_fewer_tokens
 
 
+def _effective(name: str, kwargs: dict[str, Any], model: Any) -> Any:
+    """What `generate` goes by: its argument, or else what a configuration says that is not the default."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    for config in filter(None, (kwargs.get("generation_config"), model.generation_config)):
+        value = getattr(config, name, None)
+        if value is not None and value != getattr(type(config)(), name, None):
+            return value
+    return None
+
+
 def _check_options(kwargs: dict[str, Any], model: Any) -> None:
-    config = kwargs.get("generation_config") or model.generation_config
-    if kwargs.get("use_cache", config.use_cache) is False:
+    use_cache = _effective("use_cache", kwargs, model)
+    if use_cache is not None and not use_cache:
         # Without a cache transformers takes a jump of the positions for the start of another sequence.
-        raise ValueError("use_cache must not be False with pruned tokens, got False")
-    chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        raise ValueError(f"use_cache must not be False with pruned tokens, got {use_cache}")
+    chunk = _effective("prefill_chunk_size", kwargs, model)
     if chunk is not None:  # most versions would show the model placeholders without their features
         raise ValueError(f"prefill_chunk_size must be None with pruned tokens, got {chunk}")
-    for name in ("past_key_values", "cache"):
-        cache = kwargs.get(name)
-        if cache is not None and cache.get_seq_length():
-            raise ValueError(f"{name} must be empty where images are given, got {cache.get_seq_length()} tokens")
+    if kwargs.get("assistant_model") is not None and not takes_encoder_outputs(model):
+        raise ValueError("assistant_model must be None with pruned tokens before transformers 5.18, got a model")
+    if (length := _cache_length(kwargs)) > 0:
+        raise ValueError(f"the cache must be empty where images are given, got one of {length} tokens")
+
+
+def _check_cache_without_images(kwargs: dict[str, Any], model: Any) -> None:
+    """A prompt that goes on from a pruned one: its cache has fewer tokens than the whole prompt."""
+    ids = kwargs.get("input_ids", kwargs.get("inputs"))
+    if not isinstance(ids, Tensor) or _cache_length(kwargs) == 0:
+        return
+    if any(bool((ids == token).any()) for token in _placeholders(model)):
+        raise ValueError(
+            "the cache must be empty for a prompt with image tokens, since that of a pruned prompt lacks some: give "
+            f"the images again, got one of {_cache_length(kwargs)} tokens"
+        )
+
+
+def _check_end(kwargs: dict[str, Any], model: Any) -> None:
+    """The last token of a prompt says what comes next, and where: no token of an image, which may be dropped."""
+    prompt, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+    place = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
+    last = (place if mask is None else place * mask.bool()).amax(1, keepdim=True)
+    is_image = torch.stack([prompt.gather(1, last) == token for token in _placeholders(model)]).any(0)
+    if bool(is_image.any()):
+        samples = is_image.flatten().nonzero().flatten().tolist()
+        raise ValueError(f"input_ids must end with text in every sample, got an image at the end of {samples}")
+
+
+def _placeholders(model: Any) -> list[int]:
+    tokens = [getattr(model.config, f"{modality}_token_id", None) for modality in MODALITIES]
+    return [token for token in tokens if token is not None]
+
+
+def _cache_length(kwargs: dict[str, Any]) -> int:
+    caches = [kwargs.get("past_key_values"), kwargs.get("cache")]
+    return max(0 if cache is None else int(cache.get_seq_length()) for cache in caches)
+
+
+def _lengths(kwargs: dict[str, Any], model: Any, dropped: int) -> dict[str, int]:
+    """The lengths asked for that count the prompt, less what it has become shorter."""
+    lengths = {}
+    for name, without_prompt in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        value = _effective(name, kwargs, model)
+        if value is not None and _effective(without_prompt, kwargs, model) is None:
+            lengths[name] = max(value - dropped, 0)
+    return lengths
+
+
+def _on_whole_prompt(kwargs: dict[str, Any], prompt: Tensor, width: int) -> dict[str, Any]:
+    """What the caller gave that looks at the tokens so far, made to see the prompt that the caller knows."""
+
+    def whole(ids: Tensor) -> Tensor:
+        return torch.cat([prompt.repeat_interleave(len(ids) // len(prompt), 0).to(ids), ids[:, width:]], 1)
+
+    def seeing_it(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda ids, scores, **more: function(whole(ids), scores, **more)
+
+    given: dict[str, Any] = {}
+    for name in ("stopping_criteria", "logits_processor"):
+        if kwargs.get(name) is not None:
+            given[name] = type(kwargs[name])([seeing_it(function) for function in kwargs[name]])
+    allowed = kwargs.get("prefix_allowed_tokens_fn")
+    if allowed is not None:
+        given["prefix_allowed_tokens_fn"] = lambda sample, ids: allowed(
+            sample, torch.cat([prompt[sample].to(ids), ids[width:]])
+        )
+    return given
 
 
 def _with_whole_prompt(out: Any, prompt: Tensor, width: int) -> Any:

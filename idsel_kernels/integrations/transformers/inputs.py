@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import api, checks
+from ...counts import check_count
 from ...rules import MaxMin, Rule, by_name
 from .attention import has_class_token
 from .families import MODALITIES, Encoded, Family, family_of, takes_encoder_outputs
@@ -45,8 +46,8 @@ class Options:
         if (self.k is None) == (self.keep_ratio is None):
             given = f"k={self.k!r} and keep_ratio={self.keep_ratio!r}"
             raise TypeError(f"either k or keep_ratio must be given, got {given}")
-        if isinstance(self.k, int) and self.k < 1:
-            raise ValueError(f"k must be >= 1, got {self.k}")
+        for name, count in _each(self.k):
+            check_count(name, count, low=1)
         checks.check_choice("positions", self.positions, _POSITIONS)
         if self.positions == "contiguous" and family.has_mrope:
             raise ValueError(f"positions must be 'original' for {family.name}, got 'contiguous'")
@@ -66,6 +67,13 @@ class Options:
         return Options(self.k, self.keep_ratio, rule, chosen, self.positions, self.backend)
 
 
+def _each(k: Any) -> list[tuple[str, Any]]:
+    """The counts in k, with their names."""
+    if k is None:
+        return []
+    return [(f"k[{i}]", count) for i, count in enumerate(k)] if isinstance(k, Sequence) else [("k", k)]
+
+
 @dataclass
 class PrunedInputs:
     """What a model gets in place of its inputs.
@@ -83,6 +91,15 @@ class PrunedInputs:
     input_ids: Tensor
     _hook: LanguageModelHook | None = field(default=None, repr=False)
 
+    @property
+    def next_positions(self) -> Tensor:
+        """The `position_ids` of the first token behind the prompt: (B, 1), or (4, B, 1) for Qwen; others go on from it.
+
+        A prompt that ends with an image has none: the last of its tokens may be gone.
+        """
+        positions: Tensor = self.inputs["position_ids"]
+        return positions[..., -1:] + 1
+
     @contextlib.contextmanager
     def handed_on(self, model: Any) -> Iterator[None]:
         """Inside, the language model gets what versions before 5.18 do not let through `generate` and `forward`.
@@ -92,7 +109,7 @@ class PrunedInputs:
         if self._hook is None:
             yield
             return
-        handle = model.model.language_model.register_forward_pre_hook(self._hook, with_kwargs=True)
+        handle = family_of(model)[1].language_model.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
             yield
         finally:
@@ -122,7 +139,7 @@ def prune_inputs(
         rule: as for `select`.
         importance: "cls": what the class token of the vision tower pays to each token, in the layer that features are
             taken from, averaged over heads (FasterVLM, VisionZip); its attention may stay fused. "text": the mean
-            cosine of a token's features with the embeddings of the text behind the last image. "unified": their product
+            cosine of a token's features with the embeddings of the text after the last image. "unified": their product
             (`importance.unify`). Each is scaled to [0, 1] for each image. Or a function that takes a `Visual` and
             returns its (n,) scores, used as they are. None: "cls" where there is a class token, else "text"; nothing
             for `MaxMin`.
@@ -235,8 +252,9 @@ def _selected(
     texts = _texts(base, ids, mask, token_types) if needs_text(options.importance) else None
     parts = []
     for each, places, sizes, budget in zip(encoded, where, lengths, budgets, strict=True):
-        visuals = _visuals(each, sizes, samples_of(places, sizes), texts)
-        parts.append(_Part(each, places, sizes, _kept(options, visuals, budget)))
+        newlines, real = torch.cat(each.newlines), mask[places].bool()
+        visuals = _visuals(each, sizes, ~newlines & real, samples_of(places, sizes), texts)
+        parts.append(_Part(each, places, sizes, _picked(options, visuals, budget) | newlines & real))
     return parts
 
 
@@ -252,7 +270,7 @@ def _lengths(family: Family, encoded: Encoded, where: Tensor) -> list[int]:
 
 def _budgets(k: Any, units: list[int]) -> list[Any]:
     """`k` for the images and for the videos."""
-    if k is None or isinstance(k, int):
+    if not isinstance(k, Sequence):
         return [k] * len(units)
     if len(k) != sum(units):
         raise ValueError(f"k must be an int or one for each of {sum(units)} images and videos, got {len(k)}")
@@ -269,21 +287,22 @@ def _texts(base: Any, ids: Tensor, mask: Tensor, token_types: Tensor) -> list[Te
     return [base.get_input_embeddings()(row[wanted]) for row, wanted in zip(ids, chosen, strict=True)]
 
 
-def _visuals(encoded: Encoded, sizes: list[int], samples: list[int], texts: list[Tensor] | None) -> list[Visual]:
+def _visuals(
+    encoded: Encoded, sizes: list[int], selectable: Tensor, samples: list[int], texts: list[Tensor] | None
+) -> list[Visual]:
     features = torch.split(torch.cat(encoded.units), sizes)
-    selectable = torch.split(~torch.cat(encoded.newlines), sizes)
     attention: Sequence[Tensor | None] = [None] * len(sizes)
     if encoded.attention is not None:
         attention = torch.split(torch.cat(encoded.attention), sizes)
     no_text = features[0][:0]
     return [
         Visual(rows, no_text if texts is None else texts[sample], row, free, encoded.modality)
-        for rows, sample, row, free in zip(features, samples, attention, selectable, strict=True)
+        for rows, sample, row, free in zip(features, samples, attention, torch.split(selectable, sizes), strict=True)
     ]
 
 
-def _kept(options: Options, visuals: list[Visual], k: Any) -> Tensor:
-    """(T,) bool: what the rule picks of all these tokens, and the newlines."""
+def _picked(options: Options, visuals: list[Visual], k: Any) -> Tensor:
+    """(T,) bool: what the rule picks of all these tokens."""
     features = torch.cat([visual.features for visual in visuals])
     features = features if features.dtype in checks.FEATURE_DTYPES else features.float()
     selectable = torch.cat([visual.selectable for visual in visuals])
@@ -296,7 +315,7 @@ def _kept(options: Options, visuals: list[Visual], k: Any) -> Tensor:
         features, k, options.rule, importance, mask=selectable, cu_seqlens=cu_seqlens, backend=options.backend,
         keep_ratio=options.keep_ratio, k_max=None if options.keep_ratio is None else max(sizes),
     )  # fmt: skip
-    return sel.keep_mask(len(features), cu_seqlens) | ~selectable
+    return sel.keep_mask(len(features), cu_seqlens)
 
 
 def _assembled(
@@ -306,7 +325,7 @@ def _assembled(
     ids = inputs["input_ids"]
     encoders = [getattr(base, f"get_{modality}_features", None) for modality in MODALITIES]
     used = {name for each in encoders if each is not None for name in inspect.signature(each).parameters}
-    used |= {*MODALITIES.values(), "position_ids"}
+    used |= {*MODALITIES.values(), "position_ids", "image_sizes", "second_per_grid_ts"}
     rest = {name: value for name, value in inputs.items() if name not in used}
     for name, value in rest.items():
         if isinstance(value, Tensor) and value.shape == ids.shape:
@@ -327,7 +346,8 @@ def _assembled(
 
 def _padding(config: Any) -> int:
     for holder in (config, getattr(config, "text_config", None)):
-        if isinstance(number := getattr(holder, "pad_token_id", None), int):
+        number = getattr(holder, "pad_token_id", None)
+        if isinstance(number, int) and number >= 0:
             return number
     return 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ class LanguageModelHook:
     positions: Tensor
     visual: Tensor | None
     deepstack: list[Tensor]
+    caller: int = field(default_factory=threading.get_ident)  # other threads may run the model too
 
     def __call__(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments of the language model, for a forward pre-hook: of the prompt, or of what follows it."""
+        if threading.get_ident() != self.caller:
+            return args, kwargs
         batch, length = kwargs["inputs_embeds"].shape[:2]
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = _past_length(kwargs)
         beams = batch // self.positions.shape[-2]
         positions = self._positions_up_to(past + length)[..., past:]
         kwargs["position_ids"] = positions.repeat_interleave(beams, -2)
@@ -43,3 +46,11 @@ class LanguageModelHook:
     def _positions_up_to(self, end: int) -> Tensor:
         behind = torch.arange(1, max(end - self.positions.shape[-1], 0) + 1, device=self.positions.device)
         return torch.cat([self.positions, self.positions[..., -1:] + behind], -1)
+
+
+def _past_length(kwargs: dict[str, Any]) -> int:
+    """How many tokens were there before these."""
+    if kwargs.get("cache_position") is not None:  # what a static cache says of itself depends on its values
+        return int(kwargs["cache_position"][0])
+    cache = kwargs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())

@@ -23,9 +23,10 @@ class Visual(NamedTuple):
 
     Attributes:
         features: (n, D) the projected tokens, in the dtype of the model.
-        text: (m, D) the embeddings of the sample's text behind its last image or video; all its text if there is none.
+        text: (m, D) the embeddings of the sample's text after its last image or video; all its text if there is none.
         attention: (n,) what the class token of the vision tower pays to each token; None where it has no class token.
-        selectable: (n,) bool, False for newline tokens, which are kept without being selected.
+        selectable: (n,) bool, False for newline tokens, which are kept without being selected, and for tokens that the
+            attention mask hides, which are not.
         modality: "image" or "video".
     """
 
@@ -56,7 +57,10 @@ def importance_of(visual: Visual, how: Importance) -> Tensor:
             raise ValueError(f"importance must return (n,) = {wanted} scores, got shape {tuple(given.shape)}")
         return given
     if how != "text" and visual.attention is None:
-        raise ValueError(f"importance must be 'text' or a function for a {visual.modality}, got {how!r}")
+        raise ValueError(
+            f"importance must be 'text' or a function for a {visual.modality} without attention of a class token "
+            f"(vision_feature_select_strategy must be 'default' for it), got {how!r}"
+        )
     if how != "cls" and not len(visual.text):
         raise ValueError(f"input_ids must have text beside the images for importance={how!r}, got none in a sample")
     if how == "text":
