@@ -288,6 +288,20 @@ assert not foreign, foreign
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_cdpruner_scales_relevance_over_the_whole_batch() -> None:
+    """As published: what is kept of an image depends on those beside it."""
+    features = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.tensor([[1.0, 0.0]])
+    angle = torch.rand(2, 40, generator=torch.Generator().manual_seed(1)) * torch.tensor([[0.5], [3.0]])
+    angle[0] += 2.5  # far from the text, by its own measure from 0 to 1
+    image = torch.stack([angle.cos(), angle.sin()], -1)
+    masks = index_masks(features, image, text, 6)
+    quality = -angle.cos()
+    relevance = (quality - quality.min() + 1e-6) / (quality.max() - quality.min())
+    assert torch.equal(masks, idsel.dpp_select(features, 6, relevance).keep_mask(40))
+    assert not torch.equal(masks[:1], index_masks(features[:1], image[:1], text, 6))
+
+
 # --- In place of the published ones -----------------------------------------------------------------------------------
 
 

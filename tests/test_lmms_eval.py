@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.machinery
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from vlms import build
 
 from idsel_kernels.integrations import lmms_eval as integration
+from idsel_kernels.integrations.transformers import pruned
 
 ROOT = Path(__file__).parent.parent
 
@@ -186,3 +189,16 @@ def test_lmms_eval_itself_finds_the_model() -> None:
         found = models.get_model(integration.MODEL, force_simple=force_simple)
         assert issubclass(found, models.get_model("llava_hf", force_simple=force_simple))
         assert found.is_simple is force_simple
+
+
+def test_commands_of_the_page_name_options_that_exist() -> None:
+    page = (ROOT / "docs" / "lmms_eval.md").read_text()
+    commands = re.findall(rf"--model {integration.MODEL} --model_args (\S+)", page)
+    assert len(commands) >= 2
+    for words in commands:
+        words = words.replace("$MODEL", "pretrained=llava").replace("$k", "64").rstrip(";")
+        arguments = dict(word.split("=", 1) for word in words.split(","))
+        assert arguments.pop("pretrained")
+        options = {name: int(value) if name == "k" else value for name, value in arguments.items()}
+        with pruned(build("llava").model, **options):
+            pass

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -409,6 +410,18 @@ def test_plugin_may_be_loaded_again_and_taken_out(stand_in: StandIn, monkeypatch
     assert (model.compute_retention_mask, model.vidcom2_compute_retention_mask) == theirs
     integration.uninstall()
     assert sys.modules[EVS].compute_retention_mask is theirs[0]  # type: ignore[attr-defined]
+
+
+def test_the_page_names_values_that_exist(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "vllm.md").read_text()
+    (rules,) = re.findall(r"^\| `IDSEL_VLLM_RULE` \| a rule's name: (.+?) \|", page, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", rules) == NAMES
+    commands = re.findall(r"^IDSEL_VLLM_RULE=(\w+) vllm serve .* --video-pruning-rate ([\d.]+)$", page, re.MULTILINE)
+    assert commands
+    for rule, rate in commands:
+        monkeypatch.setenv("IDSEL_VLLM_RULE", rule)
+        integration.register()
+        assert int(stand_in.model().compute_retention_mask(video_of(4, 6), (4, 2, 3), 1, float(rate)).sum()) == 6
 
 
 def test_variables_reach_the_mask(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
