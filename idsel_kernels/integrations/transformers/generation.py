@@ -145,7 +145,7 @@ def _check_options(kwargs: dict[str, Any], model: Any) -> None:
 
 def _check_cache_without_images(kwargs: dict[str, Any], model: Any) -> None:
     """A prompt that goes on from a pruned one: its cache has fewer tokens than the whole prompt."""
-    ids = kwargs.get("input_ids", kwargs.get("inputs"))
+    ids = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
     if not isinstance(ids, Tensor) or _cache_length(kwargs) == 0:
         return
     if any(bool((ids == token).any()) for token in _placeholders(model)):
