@@ -170,3 +170,10 @@ def test_a_file_that_is_gone_is_found(tmp_path: Path) -> None:
     assert _missing_files(native) == ["crew.cuh", "idsel/older.h"]
     python.write_text('"""See docs/gone.md."""\nname = "gone.py"  # and README.md\n')
     assert _missing_files(python) == ["docs/gone.md"]
+
+
+def test_setup_names_every_package() -> None:
+    named = set(re.findall(r'^        "([\w.]+)",$', (ROOT / "setup.py").read_text(), flags=re.MULTILINE))
+    folders = [path.parent for path in (ROOT / "idsel_kernels").rglob("__init__.py")]
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders if folder.name != "start"}
+    assert found - named == set()
