@@ -191,6 +191,13 @@ def test_lmms_eval_itself_finds_the_model() -> None:
         assert found.is_simple is force_simple
 
 
+def test_errors_get_out_of_a_compiled_model() -> None:
+    model = torch.compile(build("llava").model, backend="eager")
+    with integration._errors_get_out(model), pytest.raises(integration._Failed):
+        model.generate("no tensor")
+    assert "generate" not in vars(model._orig_mod)
+
+
 def test_commands_of_the_page_name_options_that_exist() -> None:
     page = (ROOT / "docs" / "lmms_eval.md").read_text()
     commands = re.findall(rf"--model {integration.MODEL} --model_args (\S+)", page)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -263,6 +264,8 @@ def test_padding_on_the_right_and_labels_are_kept() -> None:
     cut = prune_inputs(model, 3, labels=labels, **given)
     assert all(value.equal(right[name]) for name, value in given.items()), "the inputs were written to"
     assert cut.inputs["attention_mask"].diff(dim=1).max() == 0, "padded on the right"
+    left = prune_inputs(model, 3, **batch.inputs)
+    assert cut.next_positions.equal(left.next_positions)
     wanted = labels[labels != -100]
     assert cut.inputs["labels"][cut.inputs["labels"] != -100].equal(wanted)
     with torch.no_grad(), cut.handed_on(model):
@@ -340,7 +343,10 @@ def test_what_looks_at_the_tokens_sees_the_whole_prompt(family: str) -> None:
         return torch.full(ids.shape[:1], ids.shape[1] >= prompt.shape[1] + 2)
 
     def allowed(sample: int, ids: torch.Tensor) -> list[int]:
-        assert ids[: prompt.shape[1]].equal(prompt[sample])
+        whole = ids[: prompt.shape[1]]
+        # Before 5.19 it is told a row of the batch, in which samples are repeated where there are no beams.
+        tells_rows = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 19)
+        assert (prompt == whole).all(1).any() if tells_rows else whole.equal(prompt[sample])
         return [7]
 
     options = {
@@ -351,8 +357,99 @@ def test_what_looks_at_the_tokens_sees_the_whole_prompt(family: str) -> None:
     with pruned(model, 3):
         out = model.generate(**batch.inputs, **options, max_new_tokens=5, do_sample=False)
         model.generate(**batch.inputs, **options, max_new_tokens=5, do_sample=False, num_beams=2)
+        model.generate(**batch.inputs, **options, max_new_tokens=5, do_sample=True, num_return_sequences=3)
     assert out[:, prompt.shape[1] :].tolist() == [[7, 7], [7, 7]]
     assert all(ids[:, : prompt.shape[1]].equal(prompt.repeat_interleave(len(ids) // 2, 0)) for ids in seen)
+
+
+def _own(length: int) -> dict[str, dict[str, Any]]:
+    """Criteria and processors of transformers itself, by what `generate` or they count; eos is a token that comes."""
+    criteria, processors = transformers.StoppingCriteriaList, transformers.LogitsProcessorList
+    module = transformers.generation
+    return {
+        "replaces the default": {
+            "stopping_criteria": criteria([transformers.MaxLengthCriteria(length + 30)]), "max_new_tokens": 5,
+        },
+        "counts the prompt": {"stopping_criteria": criteria([transformers.MaxLengthCriteria(length + 3)])},
+        "ends a row": {
+            "stopping_criteria": criteria([module.EosTokenCriteria(7)]), "pad_token_id": 0, "max_new_tokens": 5,
+        },
+        "penalty": {
+            "logits_processor": processors([transformers.RepetitionPenaltyLogitsProcessor(1.5)]),
+            "repetition_penalty": 3.0, "max_new_tokens": 5,
+        },
+        "least": {
+            "logits_processor": processors([transformers.MinLengthLogitsProcessor(length + 3, list(range(1, 64)))]),
+            "max_new_tokens": 5,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _own(0))
+def test_criteria_and_processors_of_transformers_do_what_they_did(name: str) -> None:
+    model, batch = _model_and_batch("llava")
+    length = batch.inputs["input_ids"].shape[1]
+    options = {**_own(length)[name], "do_sample": False, "suppress_tokens": [IMAGE]}
+    untouched = model.generate(**batch.inputs, **options)
+    with pruned(model, 1000):
+        assert model.generate(**batch.inputs, **options).equal(untouched)
+    with pruned(model, 3):
+        few = model.generate(**batch.inputs, **options)
+    if name in ("counts the prompt", "replaces the default"):
+        assert few.shape == untouched.shape
+    if name == "least":  # no other token is allowed until then
+        assert (few[:, length : length + 3] == 0).all()
+
+
+@pytest.mark.parametrize("where", ["model", "argument", "both"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_lengths_of_configurations_count_as_they_did(family: str, where: str) -> None:
+    model, batch = _model_and_batch(family)
+    length = batch.inputs["input_ids"].shape[1]
+    given = {"do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
+    before = model.generation_config.max_length
+    if where != "argument":
+        model.generation_config.max_length = length + 4
+    if where != "model":
+        config = transformers.GenerationConfig(max_length=length + 7) if where == "argument" else None
+        given["generation_config"] = config or transformers.GenerationConfig()
+    try:
+        untouched = model.generate(**batch.inputs, **given)
+        with pruned(model, 3):
+            assert model.generate(**batch.inputs, **given).shape == untouched.shape
+    finally:
+        model.generation_config.max_length = before
+
+
+def test_contexts_may_end_in_any_order() -> None:
+    model, batch = _model_and_batch("llava")
+    options = {"max_new_tokens": 2, "do_sample": False}
+    before = model.generate(**batch.inputs, **options)
+    one, two = pruned(model, 2), pruned(model, 3)
+    first, second = one.__enter__(), two.__enter__()
+    one.__exit__(None, None, None)
+    model.generate(**batch.inputs, **options)
+    assert first.last is None and second.last is not None and second.last.counts == [3, 3, 3]
+    two.__exit__(None, None, None)
+    assert "generate" not in vars(model)
+    assert model.generate(**batch.inputs, **options).equal(before)
+
+
+def test_each_thread_has_the_options_that_it_entered_with() -> None:
+    model, batch = _model_and_batch("llava")
+    meet = threading.Barrier(2, timeout=60)
+
+    def kept(k: int) -> list[int]:
+        with pruned(model, k) as pruner:
+            meet.wait()
+            model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
+            assert pruner.last is not None
+            meet.wait()
+            return pruner.last.counts
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(kept, [2, 5])) == [[2] * 3, [5] * 3]
+    assert "generate" not in vars(model)
 
 
 @every_family
@@ -569,6 +666,8 @@ def test_what_generate_cannot_do_raises() -> None:
         if NOT_YET:
             with pytest.raises(ValueError, match=r"assistant_model must be None .* before transformers 5\.18"):
                 model.generate(**batch.inputs, assistant_model=model)
+            with pytest.raises(ValueError, match=r"guidance_scale must be None .* got 2\.0"):
+                model.generate(**batch.inputs, guidance_scale=2.0)
 
 
 def test_other_models_are_refused() -> None:

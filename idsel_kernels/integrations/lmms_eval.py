@@ -107,6 +107,7 @@ def _pruned(model: Any, options: dict[str, Any]) -> contextlib.AbstractContextMa
 @contextlib.contextmanager
 def _errors_get_out(model: Any) -> Iterator[None]:
     """Inside, an error of `model.generate` is a `_Failed`."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled one, where `pruned` has its own too
     pruning = model.generate
 
     @functools.wraps(pruning)

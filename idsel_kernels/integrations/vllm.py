@@ -387,9 +387,9 @@ def _like(theirs: Callable[..., Tensor], ours: Callable[..., Tensor]) -> Callabl
 
 
 def _replace(old: object, new: object) -> None:
-    """In each module that has it: `from ... import` has copied the name into the modules of models."""
-    for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType):
+    """In each module of vLLM that has it: `from ... import` has copied the name into the modules of models."""
+    for path, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and path.partition(".")[0] == "vllm":
             for name, value in list(vars(module).items()):
                 if value is old:
                     setattr(module, name, new)

@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...rules import Rule
-from .families import MODALITIES, takes_encoder_outputs, uncompiled
+from .arguments import (
+    check_cache_without_images,
+    check_end,
+    check_options,
+    effective_config,
+    lengths,
+    on_whole_prompt,
+)
+from .families import MODALITIES, uncompiled
 from .inputs import Options, PrunedInputs, prune_with
 from .scores import Importance
 
@@ -74,137 +83,84 @@ def pruned(
         ([4], True)
     """
     model = uncompiled(model)
-    options = Options(k, keep_ratio, rule, importance, positions, backend).checked_for(model)
-    pruner = Pruner()
-    generate = model.generate
-    shadowed = vars(model).get("generate")
-    model.generate = _pruning(generate, model, options, pruner)
+    entry = _Entry(Options(k, keep_ratio, rule, importance, positions, backend).checked_for(model))
+    with _lock:
+        if not isinstance(vars(model).get("generate"), _PruningGenerate):
+            model.generate = _PruningGenerate(model)
+        generate = model.generate
+        generate.entries.append(entry)
     try:
-        yield pruner
+        yield entry.pruner
     finally:
-        if shadowed is None:
+        with _lock:
+            generate.entries.remove(entry)
+            if not generate.entries and vars(model).get("generate") is generate:
+                generate.put_back(model)
+
+
+_lock = threading.Lock()
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A `pruned` that has not ended."""
+
+    options: Options
+    pruner: Pruner = field(default_factory=Pruner)
+    thread: int = field(default_factory=threading.get_ident)
+
+
+class _PruningGenerate:
+    """Stands for `generate` of one model while there are entries; without any it is that `generate`."""
+
+    def __init__(self, model: Any) -> None:
+        self.original = model.generate
+        self.shadowed = vars(model).get("generate")
+        self.model = model
+        self.entries: list[_Entry] = []
+        self.names = tuple(inspect.signature(self.original).parameters)
+        functools.update_wrapper(self, self.original)
+
+    def put_back(self, model: Any) -> None:
+        if self.shadowed is None:
             del model.generate
         else:
-            model.generate = shadowed
+            model.generate = self.shadowed
 
+    def _entry(self) -> _Entry | None:
+        """The last of this thread, or of all if this thread has none."""
+        with _lock:
+            own = [entry for entry in self.entries if entry.thread == threading.get_ident()]
+            candidates = own or self.entries
+            return candidates[-1] if candidates else None
 
-def _pruning(generate: Callable[..., Any], model: Any, options: Options, pruner: Pruner) -> Callable[..., Any]:
-    names = tuple(inspect.signature(generate).parameters)
-
-    @functools.wraps(generate)
-    def with_fewer_tokens(*args: Any, **kwargs: Any) -> Any:
-        kwargs |= zip(names, args, strict=False)
-        pruner.last = None
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs |= zip(self.names, args, strict=False)
+        entry, model = self._entry(), self.model
+        if entry is None:
+            return self.original(**kwargs)
+        entry.pruner.last = None
         if all(kwargs.get(pixels) is None for pixels in MODALITIES.values()):
-            _check_cache_without_images(kwargs, model)
-            return generate(**kwargs)
+            check_cache_without_images(kwargs, model)
+            return self.original(**kwargs)
         if (ids := kwargs.pop("inputs", None)) is not None:
             if kwargs.get("input_ids") is not None:
                 raise ValueError("input_ids must be given once, got inputs too")
             kwargs["input_ids"] = ids
-        _check_options(kwargs, model)
+        config = effective_config(kwargs, model)
+        check_options(kwargs, config, model)
         # What is one of the inputs of the model goes by name, the rest is `generate`'s own.
         with torch.no_grad():
-            last = prune_with(options, model, kwargs)
+            last = prune_with(entry.options, model, kwargs)
         prompt, width = kwargs["input_ids"], last.input_ids.shape[1]
-        _check_end(kwargs, model)
-        given = {**last.inputs, "input_ids": last.input_ids, **_lengths(kwargs, model, prompt.shape[1] - width)}
-        given |= _on_whole_prompt(kwargs, prompt, width)
+        check_end(kwargs, model)
+        given = {**last.inputs, "input_ids": last.input_ids}
+        given |= lengths(kwargs, config, model, prompt.shape[1] - width)
+        given |= on_whole_prompt(kwargs, prompt, last.input_ids)
         with last.handed_on(model):
-            out = generate(**given)
-        pruner.last = last
+            out = self.original(**given)
+        entry.pruner.last = last
         return _with_whole_prompt(out, prompt, width)
-
-    return with_fewer_tokens
-
-
-def _effective(name: str, kwargs: dict[str, Any], model: Any) -> Any:
-    """What `generate` goes by: its argument, or else what a configuration says that is not the default."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    for config in filter(None, (kwargs.get("generation_config"), model.generation_config)):
-        value = getattr(config, name, None)
-        if value is not None and value != getattr(type(config)(), name, None):
-            return value
-    return None
-
-
-def _check_options(kwargs: dict[str, Any], model: Any) -> None:
-    use_cache = _effective("use_cache", kwargs, model)
-    if use_cache is not None and not use_cache:
-        # Without a cache transformers takes a jump of the positions for the start of another sequence.
-        raise ValueError(f"use_cache must not be False with pruned tokens, got {use_cache}")
-    chunk = _effective("prefill_chunk_size", kwargs, model)
-    if chunk is not None:  # most versions would show the model placeholders without their features
-        raise ValueError(f"prefill_chunk_size must be None with pruned tokens, got {chunk}")
-    if kwargs.get("assistant_model") is not None and not takes_encoder_outputs(model):
-        raise ValueError("assistant_model must be None with pruned tokens before transformers 5.18, got a model")
-    if (length := _cache_length(kwargs)) > 0:
-        raise ValueError(f"the cache must be empty where images are given, got one of {length} tokens")
-
-
-def _check_cache_without_images(kwargs: dict[str, Any], model: Any) -> None:
-    """A prompt that goes on from a pruned one: its cache has fewer tokens than the whole prompt."""
-    ids = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
-    if not isinstance(ids, Tensor) or _cache_length(kwargs) == 0:
-        return
-    if any(bool((ids == token).any()) for token in _placeholders(model)):
-        raise ValueError(
-            "the cache must be empty for a prompt with image tokens, since that of a pruned prompt lacks some: give "
-            f"the images again, got one of {_cache_length(kwargs)} tokens"
-        )
-
-
-def _check_end(kwargs: dict[str, Any], model: Any) -> None:
-    """The last token of a prompt says what comes next, and where: no token of an image, which may be dropped."""
-    prompt, mask = kwargs["input_ids"], kwargs.get("attention_mask")
-    place = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
-    last = (place if mask is None else place * mask.bool()).amax(1, keepdim=True)
-    is_image = torch.stack([prompt.gather(1, last) == token for token in _placeholders(model)]).any(0)
-    if bool(is_image.any()):
-        samples = is_image.flatten().nonzero().flatten().tolist()
-        raise ValueError(f"input_ids must end with text in every sample, got an image at the end of {samples}")
-
-
-def _placeholders(model: Any) -> list[int]:
-    tokens = [getattr(model.config, f"{modality}_token_id", None) for modality in MODALITIES]
-    return [token for token in tokens if token is not None]
-
-
-def _cache_length(kwargs: dict[str, Any]) -> int:
-    caches = [kwargs.get("past_key_values"), kwargs.get("cache")]
-    return max(0 if cache is None else int(cache.get_seq_length()) for cache in caches)
-
-
-def _lengths(kwargs: dict[str, Any], model: Any, dropped: int) -> dict[str, int]:
-    """The lengths asked for that count the prompt, less what it has become shorter."""
-    lengths = {}
-    for name, without_prompt in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        value = _effective(name, kwargs, model)
-        if value is not None and _effective(without_prompt, kwargs, model) is None:
-            lengths[name] = max(value - dropped, 0)
-    return lengths
-
-
-def _on_whole_prompt(kwargs: dict[str, Any], prompt: Tensor, width: int) -> dict[str, Any]:
-    """What the caller gave that looks at the tokens so far, made to see the prompt that the caller knows."""
-
-    def whole(ids: Tensor) -> Tensor:
-        return torch.cat([prompt.repeat_interleave(len(ids) // len(prompt), 0).to(ids), ids[:, width:]], 1)
-
-    def seeing_it(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda ids, scores, **more: function(whole(ids), scores, **more)
-
-    given: dict[str, Any] = {}
-    for name in ("stopping_criteria", "logits_processor"):
-        if kwargs.get(name) is not None:
-            given[name] = type(kwargs[name])([seeing_it(function) for function in kwargs[name]])
-    allowed = kwargs.get("prefix_allowed_tokens_fn")
-    if allowed is not None:
-        given["prefix_allowed_tokens_fn"] = lambda sample, ids: allowed(
-            sample, torch.cat([prompt[sample].to(ids), ids[width:]])
-        )
-    return given
 
 
 def _with_whole_prompt(out: Any, prompt: Tensor, width: int) -> Any:

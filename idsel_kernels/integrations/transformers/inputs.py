@@ -213,7 +213,7 @@ def prune_with(options: Options, model: Any, inputs: Mapping[str, Any]) -> Prune
         keep[part.where] = part.kept
     cut = Cut.of(keep, pad_left=bool(mask[:, -1].all()))
     if options.positions == "original":
-        positions = cut.apply(family.positions(base, inputs, mask, token_types))
+        positions = cut.apply_to_positions(family.positions(base, inputs, mask, token_types))
     else:
         positions = text_positions(cut.real)
     return _assembled(model, base, inputs, parts, cut, keep, positions)
@@ -325,7 +325,7 @@ def _assembled(
     ids = inputs["input_ids"]
     encoders = [getattr(base, f"get_{modality}_features", None) for modality in MODALITIES]
     used = {name for each in encoders if each is not None for name in inspect.signature(each).parameters}
-    used |= {*MODALITIES.values(), "position_ids", "image_sizes", "second_per_grid_ts"}
+    used |= {*MODALITIES.values(), "position_ids", "cache_position", "image_sizes", "second_per_grid_ts"}
     rest = {name: value for name, value in inputs.items() if name not in used}
     for name, value in rest.items():
         if isinstance(value, Tensor) and value.shape == ids.shape:

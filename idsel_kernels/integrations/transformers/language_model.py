@@ -27,14 +27,19 @@ class LanguageModelHook:
     deepstack: list[Tensor]
     caller: int = field(default_factory=threading.get_ident)  # other threads may run the model too
 
-    def __call__(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The arguments of the language model, for a forward pre-hook: of the prompt, or of what follows it."""
-        if threading.get_ident() != self.caller:
-            return args, kwargs
+    def __call__(
+        self, _module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The arguments of the language model, for a forward pre-hook: of the prompt, or of what follows it.
+
+        Without kwargs torch calls a hook that another thread is just removing.
+        """
+        if threading.get_ident() != self.caller or kwargs is None:
+            return None
         batch, length = kwargs["inputs_embeds"].shape[:2]
         past = _past_length(kwargs)
         beams = batch // self.positions.shape[-2]
-        positions = self._positions_up_to(past + length)[..., past:]
+        positions = self._positions_up_to(past + length)[..., past : past + length]
         kwargs["position_ids"] = positions.repeat_interleave(beams, -2)
         if self.visual is not None and past == 0:
             row = self.visual.flatten().cumsum(0).view_as(self.visual) - 1

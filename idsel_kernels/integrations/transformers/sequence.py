@@ -36,6 +36,14 @@ class Cut(NamedTuple):
         at = self.at.expand(*values.shape[:-1], -1)
         return values.gather(-1, at).masked_fill(~self.real, padding)
 
+    def apply_to_positions(self, positions: Tensor) -> Tensor:
+        """Positions (..., B, L) of the tokens that stay: (..., B, L'); padding behind them has that of the last."""
+        kept = self.apply(positions)
+        place = torch.arange(self.real.shape[1], device=self.real.device)
+        last = torch.where(self.real, place, 0).amax(1, keepdim=True)
+        end = kept.gather(-1, last.expand(*kept.shape[:-1], -1))
+        return torch.where(place > last, end, kept)
+
 
 def run_lengths(placeholders: Tensor) -> list[int]:
     """How long each unbroken run of placeholders is, in (B, L) bool; none goes on from one sample into the next."""
