@@ -83,7 +83,7 @@ def _cache_length(kwargs: dict[str, Any]) -> int:
 
 def lengths(kwargs: dict[str, Any], config: Any, model: Any, dropped: int) -> dict[str, int]:
     """The lengths asked for that count the prompt, less what it has become shorter."""
-    lengths = {}
+    shorter = {}
     for name, without_prompt in _LENGTHS.items():
         value, unset = getattr(config, name), getattr(type(config)(), name)
         asked = kwargs.get(name) is not None or value != unset
@@ -91,8 +91,8 @@ def lengths(kwargs: dict[str, Any], config: Any, model: Any, dropped: int) -> di
             sources = (kwargs.get("generation_config"), model.generation_config)
             asked = kwargs.get(name) is not None or any(getattr(source, name, None) is not None for source in sources)
         if asked and value is not None and getattr(config, without_prompt) is None:
-            lengths[name] = max(value - dropped, 0)
-    return lengths
+            shorter[name] = max(value - dropped, 0)
+    return shorter
 
 
 class _OnWholePrompt:
@@ -102,6 +102,8 @@ class _OnWholePrompt:
         self._function, self._prompt, self._width = function, prompt, width
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy that is being made has no function yet
+            raise AttributeError(name)
         return getattr(self._function, name)
 
     def _whole(self, ids: Tensor) -> Tensor:
