@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .families import MODALITIES, takes_encoder_outputs
+from .families import placeholders, takes_encoder_outputs
 
 __all__ = [
     "check_cache_without_images",
@@ -31,6 +31,7 @@ def effective_config(kwargs: dict[str, Any], model: Any) -> Any:
 
 
 def check_options(kwargs: dict[str, Any], config: Any, model: Any) -> None:
+    """Refuses ways of generating for which a prompt with jumps in its positions is not the whole one."""
     if config.use_cache is not None and not config.use_cache:
         # Without a cache transformers takes a jump of the positions for the start of another sequence.
         raise ValueError(f"use_cache must not be False with pruned tokens, got {config.use_cache}")
@@ -53,7 +54,7 @@ def check_cache_without_images(kwargs: dict[str, Any], model: Any) -> None:
     ids = kwargs.get("inputs") if kwargs.get("input_ids") is None else kwargs["input_ids"]
     if not isinstance(ids, Tensor) or _cache_length(kwargs) == 0:
         return
-    if any(bool((ids == token).any()) for token in _placeholders(model)):
+    if any(bool((ids == token).any()) for token in placeholders(model.config).values()):
         raise ValueError(
             "the cache must be empty for a prompt with image tokens, since that of a pruned prompt lacks some: give "
             f"the images again, got one of {_cache_length(kwargs)} tokens"
@@ -65,15 +66,10 @@ def check_end(kwargs: dict[str, Any], model: Any) -> None:
     prompt, mask = kwargs["input_ids"], kwargs.get("attention_mask")
     place = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
     last = (place if mask is None else place * mask.bool()).amax(1, keepdim=True)
-    is_image = torch.stack([prompt.gather(1, last) == token for token in _placeholders(model)]).any(0)
+    is_image = torch.stack([prompt.gather(1, last) == token for token in placeholders(model.config).values()]).any(0)
     if bool(is_image.any()):
         samples = is_image.flatten().nonzero().flatten().tolist()
         raise ValueError(f"input_ids must end with text in every sample, got an image at the end of {samples}")
-
-
-def _placeholders(model: Any) -> list[int]:
-    tokens = [getattr(model.config, f"{modality}_token_id", None) for modality in MODALITIES]
-    return [token for token in tokens if token is not None]
 
 
 def _cache_length(kwargs: dict[str, Any]) -> int:

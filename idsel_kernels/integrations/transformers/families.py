@@ -22,6 +22,7 @@ __all__ = [
     "Family",
     "arguments_for",
     "family_of",
+    "placeholders",
     "setting",
     "takes_encoder_outputs",
     "uncompiled",
@@ -223,6 +224,12 @@ def family_of(model: Any) -> tuple[Family, Any]:
             f"got {type(model).__name__} of type {kind!r}"
         )
     return _FAMILIES[kind], base
+
+
+def placeholders(config: Any) -> dict[Modality, int]:
+    """The id of the token that stands for one of an image in a prompt, and that for one of a video."""
+    ids = {modality: getattr(config, f"{modality}_token_id", None) for modality in MODALITIES}
+    return {modality: token for modality, token in ids.items() if token is not None}
 
 
 def uncompiled(model: Any) -> Any:

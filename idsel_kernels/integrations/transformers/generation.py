@@ -95,7 +95,7 @@ def pruned(
         with _lock:
             generate.entries.remove(entry)
             if not generate.entries and vars(model).get("generate") is generate:
-                generate.put_back(model)
+                generate.put_back()
 
 
 _lock = threading.Lock()
@@ -121,11 +121,11 @@ class _PruningGenerate:
         self.names = tuple(inspect.signature(self.original).parameters)
         functools.update_wrapper(self, self.original)
 
-    def put_back(self, model: Any) -> None:
+    def put_back(self) -> None:
         if self.shadowed is None:
-            del model.generate
+            del self.model.generate
         else:
-            model.generate = self.shadowed
+            self.model.generate = self.shadowed
 
     def _entry(self) -> _Entry | None:
         """The last of this thread, or of all if this thread has none."""

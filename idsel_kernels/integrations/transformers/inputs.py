@@ -16,9 +16,9 @@ from ... import api, checks
 from ...counts import check_count
 from ...rules import MaxMin, Rule, by_name
 from .attention import has_class_token
-from .families import MODALITIES, Encoded, Family, family_of, takes_encoder_outputs
+from .families import MODALITIES, Encoded, Family, family_of, placeholders, takes_encoder_outputs
 from .language_model import LanguageModelHook
-from .scores import NAMES, Importance, Visual, importance_of, needs_attention, needs_text
+from .scores import NAMES, Importance, Modality, Visual, importance_of, needs_attention, needs_text
 from .sequence import Cut, run_lengths, samples_of, text_positions
 
 __all__ = ["Options", "PrunedInputs", "prune_inputs", "prune_with"]
@@ -31,12 +31,12 @@ _NO_LABEL = -100  # what the losses of transformers leave out
 class Options:
     """The arguments of `prune_inputs` and `pruned`, checked."""
 
-    k: int | Sequence[int] | None = None
-    keep_ratio: float | None = None
-    rule: Rule | str = "id"
-    importance: Importance | None = None
-    positions: Literal["original", "contiguous"] = "original"
-    backend: str | None = None
+    k: int | Sequence[int] | None
+    keep_ratio: float | None
+    rule: Rule | str
+    importance: Importance | None
+    positions: Literal["original", "contiguous"]
+    backend: str | None
 
     def checked_for(self, model: Any) -> Options:
         """With the rule for its name and the default importance; raises what needs no inputs to be seen."""
@@ -204,10 +204,13 @@ def prune_with(options: Options, model: Any, inputs: Mapping[str, Any]) -> Prune
     ]
     if not encoded:
         raise ValueError(f"inputs must have {' or '.join(MODALITIES.values())}, got {', '.join(sorted(inputs))}")
+    where = {modality: ids == token for modality, token in placeholders(base.config).items()}
     token_types = torch.zeros_like(ids)  # of text, images, videos: 0, 1, 2, as in `mm_token_type_ids`
     for number, modality in enumerate(MODALITIES, 1):
-        token_types[ids == getattr(base.config, f"{modality}_token_id", None)] = number
-    parts = _selected(family, base, options, encoded, ids, mask, token_types)
+        if modality in where:
+            token_types[where[modality]] = number
+    texts = _texts(base, ids, mask, token_types) if needs_text(options.importance) else None
+    parts = _selected(family, options, encoded, where, mask, texts)
     keep = mask.bool().clone()
     for part in parts:
         keep[part.where] = part.kept
@@ -237,21 +240,18 @@ def _sequences(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _selected(
     family: Family,
-    base: Any,
     options: Options,
     encoded: list[Encoded],
-    ids: Tensor,
+    where: Mapping[Modality, Tensor],
     mask: Tensor,
-    token_types: Tensor,
+    texts: list[Tensor] | None,
 ) -> list[_Part]:
     """Selects among the tokens of each image and each video."""
-    numbers = dict(zip(MODALITIES, itertools.count(1)))
-    where = [token_types == numbers[each.modality] for each in encoded]
-    lengths = [_lengths(family, each, places) for each, places in zip(encoded, where, strict=True)]
+    lengths = [_lengths(family, each, where[each.modality]) for each in encoded]
     budgets = _budgets(options.k, [len(each) for each in lengths])
-    texts = _texts(base, ids, mask, token_types) if needs_text(options.importance) else None
     parts = []
-    for each, places, sizes, budget in zip(encoded, where, lengths, budgets, strict=True):
+    for each, sizes, budget in zip(encoded, lengths, budgets, strict=True):
+        places = where[each.modality]
         newlines, real = torch.cat(each.newlines), mask[places].bool()
         visuals = _visuals(each, sizes, ~newlines & real, samples_of(places, sizes), texts)
         parts.append(_Part(each, places, sizes, _picked(options, visuals, budget) | newlines & real))
