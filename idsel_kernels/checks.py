@@ -54,7 +54,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
         if importance.dtype not in IMPORTANCE_DTYPES:
             raise TypeError(f"importance must be float16, bfloat16, float32 or float64, got {importance.dtype}")
     elif rule.needs_importance:
-        name = type(rule).__name__
+        name = "a weighted MaxMin" if isinstance(rule, MaxMin) else type(rule).__name__
         raise ValueError(f"importance is required by {name}, got None (MaxMin and Coverage run without)")
     if mask is not None:
         _check_companion("mask", mask, features, cu_seqlens, batched)

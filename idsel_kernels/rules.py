@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "State",
     "Tier",
+    "Ties",
     "TopK",
     "by_name",
     "decode",
@@ -66,7 +67,6 @@ class Rule:
 
     rule_id: ClassVar[int]
     state: ClassVar[State] = State.TOKEN
-    needs_importance: ClassVar[bool] = True
     needs_similarities: ClassVar[bool] = True
     is_complete: ClassVar[bool] = False
     short_name: ClassVar[str]  # of the rule on the command line; the class name in lower case unless a rule has another
@@ -75,6 +75,10 @@ class Rule:
         cls.short_name = cls.__dict__.get("short_name", cls.__name__.lower())
         # A class derived from a rule is not one itself: engines know rules by their exact type.
         cls.is_complete = "rule_id" in cls.__dict__
+
+    @property
+    def needs_importance(self) -> bool:
+        return True
 
     @property
     def needs_nearest(self) -> bool:
@@ -92,6 +96,10 @@ class Rule:
         return cls(*params)
 
 
+Ties = Literal["index", "importance"]
+"""What decides between tokens that `IDSelection` has lowered to its floor; a number at every boundary, its position."""
+
+
 @dataclass(frozen=True)
 class IDSelection(Rule):
     """Importance, lowered around every pick: ID-Selection, arXiv 2604.05601, Eq. 7-9.
@@ -102,32 +110,42 @@ class IDSelection(Rule):
     Args:
         gamma: sharpness of the suppression, finite and >= 0. 20.0 is the published setting.
         floor: lower bound of a priority, or None for none. Public re-implementations clamp at 0.0.
+        ties: what decides between tokens at the floor, where on strongly clustered features most picks are made:
+            "index", the rule as published, or "importance" (ours; needs a floor >= 0): a token at or below the floor
+            has no priority any more, and those follow by importance with a reported priority of -inf.
 
     Raises:
-        TypeError, ValueError: a parameter is not a number or out of range.
+        TypeError, ValueError: a parameter has the wrong type or is out of range, or `ties` does not fit `floor`.
 
     Example:
         >>> IDSelection(gamma=5.0, floor=None)
-        IDSelection(gamma=5.0, floor=None)
+        IDSelection(gamma=5.0, floor=None, ties='index')
     """
 
     gamma: float = 20.0
     floor: float | None = 0.0
+    ties: Ties = "index"
     rule_id: ClassVar[int] = 0
     short_name: ClassVar[str] = "id"
+
+    _TIES: ClassVar[tuple[Ties, ...]] = get_args(Ties)
 
     def __post_init__(self) -> None:
         _check_number("IDSelection", "gamma", self.gamma, low=0.0)
         if self.floor is not None:
             _check_number("IDSelection", "floor", self.floor, hint=" (None means no floor)")
+        _check_word("IDSelection", "ties", self.ties, self._TIES)
+        if self.ties == "importance" and (self.floor is None or self.floor < 0):
+            raise ValueError(f"IDSelection: ties='importance' needs a floor >= 0, got floor={self.floor!r}")
 
     def _params(self) -> list[float]:
-        return [float(self.gamma), -math.inf if self.floor is None else float(self.floor)]
+        floor = -math.inf if self.floor is None else float(self.floor)
+        return [float(self.gamma), floor, float(self._TIES.index(self.ties))]
 
     @classmethod
     def _from_params(cls, params: Sequence[float]) -> Rule:
-        gamma, floor = params
-        return cls(gamma, None if floor == -math.inf else floor)
+        gamma, floor, ties = params
+        return cls(gamma, None if floor == -math.inf else floor, cls._TIES[int(ties)])
 
 
 @dataclass(frozen=True)
@@ -169,28 +187,34 @@ class MMR(Rule):
 
 @dataclass(frozen=True)
 class MaxMin(Rule):
-    """Farthest point sampling in cosine distance: DivPrune, CVPR 2025 (arXiv 2503.02175).
+    """Farthest point sampling in cosine distance: DivPrune, CVPR 2025 (arXiv 2503.02175); FlashVID (arXiv 2602.08024).
 
     The first pick is the token whose nearest other token is farthest; then always the token whose nearest picked
-    token is farthest: `s_j = min over picked i of (1 - c_ij)`. Importance is not used, except that a NaN or -inf
-    there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf.
+    token is farthest: `s_j = min over picked i of (1 - c_ij)`. Weighted, these distances are multiplied by the
+    importance of the token that they lead to, `max(0, importance_j)`; else importance is not used, except that a NaN
+    or -inf there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf.
 
     Args:
         start: index of the first pick, >= 0 and < N, or None for the published first pick, which costs N**2
             similarities. In a sample where that token cannot be selected the lowest selectable index starts.
             The priority reported for a given start is +inf: no distance constrains it yet.
+        weighted: distances weighted by importance, the selection step of FlashVID's ADTS.
 
     Raises:
-        TypeError, ValueError: `start` is not an integer or negative.
+        TypeError, ValueError: `start` is not an integer or negative, or `weighted` is not a bool.
 
     Example:
         >>> MaxMin(start=0)
-        MaxMin(start=0)
+        MaxMin(start=0, weighted=False)
     """
 
     start: int | None = None
+    weighted: bool = False
     rule_id: ClassVar[int] = 2
-    needs_importance: ClassVar[bool] = False
+
+    @property
+    def needs_importance(self) -> bool:
+        return self.weighted
 
     @property
     def needs_nearest(self) -> bool:
@@ -199,14 +223,16 @@ class MaxMin(Rule):
     def __post_init__(self) -> None:
         if self.start is not None:
             _check_int("MaxMin", "start", self.start, low=0)
+        if not isinstance(self.weighted, bool):
+            raise TypeError(f"MaxMin: weighted must be True or False, got {self.weighted!r}")
 
     def _params(self) -> list[float]:
-        return [-1.0 if self.start is None else float(self.start)]
+        return [-1.0 if self.start is None else float(self.start), float(self.weighted)]
 
     @classmethod
     def _from_params(cls, params: Sequence[float]) -> Rule:
-        (start,) = params
-        return cls(None if start < 0 else int(start))
+        start, weighted = params
+        return cls(None if start < 0 else int(start), weighted != 0)
 
 
 @dataclass(frozen=True)
@@ -320,14 +346,16 @@ class Coverage(Rule):
     combine: Combine = "mul"
     rule_id: ClassVar[int] = 5
     state: ClassVar[State] = State.COVERAGE
-    needs_importance: ClassVar[bool] = False
 
     _COMBINE: ClassVar[tuple[Combine, ...]] = get_args(Combine)
 
+    @property
+    def needs_importance(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         _check_number("Coverage", "alpha", self.alpha, low=0.0)
-        if self.combine not in self._COMBINE:
-            raise ValueError(f"Coverage: combine must be 'mul' or 'add', got {self.combine!r}")
+        _check_word("Coverage", "combine", self.combine, self._COMBINE)
 
     def _params(self) -> list[float]:
         return [float(self.alpha), float(self._COMBINE.index(self.combine))]
@@ -424,3 +452,8 @@ def _interval(low: float, high: float) -> str:
     if low == -math.inf:
         return "finite"
     return f"finite and >= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+
+
+def _check_word(rule: str, name: str, value: Any, words: Sequence[str]) -> None:
+    if value not in words:
+        raise ValueError(f"{rule}: {name} must be {' or '.join(map(repr, words))}, got {value!r}")

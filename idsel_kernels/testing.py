@@ -62,7 +62,7 @@ class SelectionReport:
         oracle_indices: (B, k) int64, the float64 selection.
         score_error: difference between a reported score and the float64 priority of the same pick, NaN where padded.
         unit: the size of priorities, in which tolerances are given: the largest of the sample, and at least 1 for rules
-            whose priorities hold similarities (`MMR`, `MaxMin`). Where +inf importance makes one enormous, its own.
+            whose priorities hold similarities (`MMR`, `MaxMin`; weighted, the largest weight). Where +inf importance makes one enormous, its own.
         first_difference: per sample the first position at which the picks part from `oracle_indices`, or None.
         defects: what is wrong whatever the priorities: repeated, masked, missing or out-of-range picks.
         ascending: whether the indices of every sample ascend, as with `sort=True`.
@@ -286,14 +286,15 @@ def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tenso
     defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count)]
     taken = int((oracle >= 0).sum())
     regret, score_error = torch.full((2, len(picks)), math.nan, dtype=torch.float64)
-    unit = _unit(rule, oracle_scores[None])
+    state = rule_state(rule, batch, 1)
+    unit = _unit(state, oracle_scores[None])
     if not defects:
         if not _has_hard_edge(rule) and torch.equal(picks, oracle):  # a replay would repeat the oracle's own run
             regret[:taken], priorities = 0.0, oracle_scores[None, :taken]
         else:
             regret[:taken], priorities = _replay_picks(batch, rule, picks[:taken])
         score_error[:taken] = _score_error(scores[:taken], priorities)
-        unit[:taken] = torch.maximum(unit[:taken], _unit(rule, priorities))
+        unit[:taken] = torch.maximum(unit[:taken], _unit(state, priorities))
     return _Replay(regret=regret, margin=margin, score_error=score_error, unit=unit, oracle=oracle, defects=defects)
 
 
@@ -341,7 +342,7 @@ def _replay_picks(batch: Batch, rule: Rule, picks: torch.Tensor) -> tuple[torch.
 
 
 def _has_hard_edge(rule: Rule) -> bool:
-    return state_type(rule).move_edge is not RuleState.move_edge
+    return state_type(rule).has_edge(rule)
 
 
 def _edge_states(rule: Rule, batch: Batch, max_picks: int) -> list[RuleState]:
@@ -354,13 +355,13 @@ def _edge_states(rule: Rule, batch: Batch, max_picks: int) -> list[RuleState]:
     return [strict, lenient]
 
 
-def _unit(rule: Rule, priorities: torch.Tensor) -> torch.Tensor:
+def _unit(state: RuleState, priorities: torch.Tensor) -> torch.Tensor:
     """(k,) from the priorities (variants, k) of the picks."""
     sizes = torch.where(priorities.isfinite(), priorities.abs(), 0.0).amax(0)
-    alike, least = state_type(rule).takes_shares, state_type(rule).least_unit
+    alike = state.takes_shares
     ordinary = sizes if alike else sizes[sizes < _ENORMOUS]
     usual = float(ordinary.max()) if ordinary.numel() else 0.0
-    usual = max(usual, least, _TINY)
+    usual = max(usual, state.least_unit(), _TINY)
     return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes)
 
 

@@ -15,12 +15,15 @@ RULE_CASES: dict[str, Rule] = {
     "idselection-gamma5": IDSelection(gamma=5.0),
     "idselection-nofloor": IDSelection(floor=None),
     "idselection-floor": IDSelection(floor=0.2),
+    "idselection-ties": IDSelection(ties="importance"),
     "mmr": MMR(),
     "mmr-lam0": MMR(lam=0.0),
     "mmr-lam1": MMR(lam=1.0),
     "mmr-parallel3": MMR(parallel_k=3),
     "maxmin": MaxMin(),
     "maxmin-start0": MaxMin(start=0),
+    "maxmin-weighted": MaxMin(weighted=True),
+    "maxmin-weighted-start0": MaxMin(start=0, weighted=True),
     "hardsuppress": HardSuppress(),
     "hardsuppress-0.3": HardSuppress(threshold=0.3),
     "dpp": DPP(),
@@ -31,8 +34,8 @@ RULE_CASES: dict[str, Rule] = {
 
 # Rules whose priorities are sums and products of exact numbers on `testing.exact` input: no exp, division or root.
 EXACT_RULES = (
-    "mmr", "mmr-lam0", "mmr-lam1", "mmr-parallel3", "maxmin", "maxmin-start0", "hardsuppress", "hardsuppress-0.3",
-    "coverage", "topk",
+    "mmr", "mmr-lam0", "mmr-lam1", "mmr-parallel3", "maxmin", "maxmin-start0", "maxmin-weighted",
+    "maxmin-weighted-start0", "hardsuppress", "hardsuppress-0.3", "coverage", "topk",
 )  # fmt: skip
 # (B, N, D) of `testing.exact`: one block of tokens, one more token than a block, several; D of one number, of several
 # blocks.
@@ -50,7 +53,7 @@ EXACT_CASES = {
 # the inputs that they keep.
 SAME_BRANCH = (
     "idselection-gamma5", "idselection-nofloor", "idselection-floor", "mmr-lam0", "mmr-lam1", "mmr-parallel3",
-    "maxmin-start0", "hardsuppress-0.3", "coverage-add",
+    "maxmin-start0", "maxmin-weighted-start0", "hardsuppress-0.3", "coverage-add",
 )  # fmt: skip
 FEW_INPUTS = (
     "N33-k33", "fp16", "uniform", "ties", "duplicates", "k-per-sample", "unusable", "ragged",

@@ -66,17 +66,20 @@ def _priorities(
             for j in tokens:
                 s[j] -= math.exp(-rule.gamma * max(0.0, 1 - c[i, j]) ** 2) * p
                 s[j] = s[j] if rule.floor is None else max(rule.floor, s[j])
-        return s
+        limit = rule.floor if rule.ties == "importance" else -math.inf
+        return {j: s[j] if s[j] > limit else -math.inf for j in tokens}
     if isinstance(rule, MMR):
         seen = picks[: len(picks) // rule.parallel_k * rule.parallel_k]
         if not seen:
             return {j: importance[j] for j in tokens}
         return {j: rule.lam * importance[j] - (1 - rule.lam) * max(c[i, j] for i in seen) for j in tokens}
     if isinstance(rule, MaxMin):
+        weight = {j: max(0.0, importance[j]) if rule.weighted else 1.0 for j in tokens}
         if picks:
-            return {j: min(1 - c[i, j] for i in picks) for j in tokens}
+            return {j: weight[j] * min(1 - c[i, j] for i in picks) for j in tokens}
         if rule.start is None:
-            return {j: min((1 - c[i, j] for i in tokens if i != j), default=math.inf) for j in tokens}
+            nearest = {j: min((1 - c[i, j] for i in tokens if i != j), default=math.inf) for j in tokens}
+            return {j: weight[j] * nearest[j] if weight[j] else 0.0 for j in tokens}
         first = rule.start if rule.start in tokens else tokens[0]
         return {j: math.inf if j == first else -math.inf for j in tokens}
     if isinstance(rule, HardSuppress):

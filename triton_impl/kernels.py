@@ -32,7 +32,7 @@ def _greedy(
 ):  # fmt: skip
     """All picks of a sample."""
     there = start_tokens(
-        importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
+        importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0, p1,
         HAS_IMPORTANCE, HAS_MASK, NORMS, RULE, RULE_STATE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     steps = tl.minimum(count, there)

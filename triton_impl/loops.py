@@ -18,8 +18,8 @@ from .rules import (
     dpp_component,
     gain_bound,
     gain_priority,
+    limit_of,
     order_of,
-    rank_floor,
     ranked,
     reported,
     reported_without_priority,
@@ -61,7 +61,7 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def start_tokens(
-    importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0,
+    importance_ptr, mask_ptr, scratch_ptr, n, stride_in, stride_mn, scratch_width, p0, p1,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NORMS: tl.constexpr,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +86,7 @@ def start_tokens(
                 of_tile = tl.load(tile_ptr, mask=inside, other=0.0, cache_modifier=".cg")
                 of_tiles = of_tiles + of_tile if RULE_STATE == STATE_COVERAGE else tl.maximum(of_tiles, of_tile)
                 tile_ptr += scratch_width
-        priority, state = start(importance, usable, squares > 0.0, of_tiles, tokens, p0, NORMS, RULE)
+        priority, state = start(importance, usable, squares > 0.0, of_tiles, tokens, p0, p1, NORMS, RULE)
         if RULE_STATE == STATE_COVERAGE:
             # Nothing is left to cover of a token that does not take part.
             tl.store(here + scratch_width * COVER, tl.where(usable, 0.0, INF), mask=inside)
@@ -166,12 +166,10 @@ def row_loop(
         values = tl.load(priority_ptr + begin + tokens, mask=begin + tokens < end, other=-INF)
         best, pick = _better_of(best, pick, begin, values)
 
-    limit = tl.full((), -INF, dtype=tl.float32)
-    if RULE_STATE == STATE_HISTORY:
-        limit = rank_floor(best, p0)
-        best = ranked(best, limit)
-        if RESIDENT:
-            priority = ranked(priority, limit)
+    limit = limit_of(best, p0, p1, p2, RULE)
+    best = ranked(best, limit)
+    if RESIDENT:
+        priority = ranked(priority, limit)
 
     rows = tl.full((BLOCK_M,), -1, dtype=tl.int32)
     step = tl.full((), 0, dtype=tl.int32)

@@ -26,8 +26,8 @@ __all__ = [
     "dpp_component",
     "gain_bound",
     "gain_priority",
+    "limit_of",
     "order_of",
-    "rank_floor",
     "ranked",
     "reported",
     "reported_without_priority",
@@ -64,11 +64,11 @@ INF = tl.constexpr(float("inf"))
 LARGEST = tl.constexpr(3.4028234663852886e38)
 LARGEST_INTEGER = tl.constexpr(2.0**30)
 LARGEST_QUALITY = tl.constexpr(2.0**63)
-LARGEST_SALIENCY = tl.constexpr(2.0**100)
+LARGEST_SALIENCY = tl.constexpr(2.0**100)  # and the largest weight of a distance
 # Gains before the first pick are summed in another order than later ones, which they must not lie below.
 GAIN_MARGIN = tl.constexpr(1.0 + 2.0**-12)
-# No distance 1 - c lies above 2.
-ABOVE_ALL_DISTANCES = tl.constexpr(4.0)
+# No distance 1 - c lies above 2, no weighted one above twice the largest weight.
+ABOVE_ALL_DISTANCES = tl.constexpr(2.0**102)
 
 
 @triton.jit
@@ -140,8 +140,8 @@ def similarity(dot, scale_i, scale_j):
 
 
 @triton.jit
-def start(importance, takes_part, nonzero, of_tiles, tokens, p0, NORMS: tl.constexpr, RULE: tl.constexpr):
-    """(priority, state) before the first pick; of Coverage (what a gain is at most, saliency).
+def start(importance, takes_part, nonzero, of_tiles, tokens, p0, p1, NORMS: tl.constexpr, RULE: tl.constexpr):
+    """(priority, state) before the first pick; of Coverage (what a gain is at most, saliency), of MaxMin (.., weight).
 
     With NORMS `of_tiles` is the largest similarity to another token that takes part (MaxMin), or the gain (Coverage).
     """
@@ -149,10 +149,11 @@ def start(importance, takes_part, nonzero, of_tiles, tokens, p0, NORMS: tl.const
     if RULE == MMR:
         return importance, state - INF
     elif RULE == MAX_MIN:
+        weight = tl.where(_integer(p1) != 0, tl.minimum(tl.maximum(importance, 0.0), LARGEST_SALIENCY), 1.0)
         if NORMS:
-            return 1.0 - of_tiles, state
+            return tl.where(weight > 0.0, weight * (1.0 - of_tiles), 0.0), weight  # also where there is no other token
         else:
-            return tl.where(tokens == _integer(p0), INF, state + ABOVE_ALL_DISTANCES), state
+            return tl.where(tokens == _integer(p0), INF, state + ABOVE_ALL_DISTANCES), weight
     elif RULE == DPP:
         quality = tl.minimum(tl.maximum(importance, -LARGEST_QUALITY), LARGEST_QUALITY)
         quality = tl.where(takes_part, quality, 0.0)
@@ -191,9 +192,14 @@ def gain_bound(gain, saliency, p1):
 
 
 @triton.jit
-def rank_floor(largest, p0):
-    """DPP: what lies at or below this is spanned by the picks, or has no direction at all."""
-    return _number(p0) * tl.maximum(largest, 0.0)
+def limit_of(largest, p0, p1, p2, RULE: tl.constexpr):
+    """A priority at or below it is none, given the largest before the first pick."""
+    if RULE == DPP:  # what is spanned by the picks, or has no direction at all
+        return _number(p0) * tl.maximum(largest, 0.0)
+    elif RULE == ID_SELECTION:
+        return tl.where(_integer(p2) != 0, _number(p1), -INF)
+    else:
+        return tl.full((), -INF, dtype=tl.float32)
 
 
 @triton.jit
@@ -217,7 +223,7 @@ def absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, 
         return tl.where(refreshed, tl.fma(_number(p0), standing, -(one_minus_lam * state)), priority), state
     elif RULE == MAX_MIN:
         # The first pick was ranked by another quantity.
-        return tl.minimum(tl.where(step == 0, INF, priority), 1.0 - c), state
+        return tl.minimum(tl.where(step == 0, INF, priority), state * (1.0 - c)), state
     elif RULE == HARD_SUPPRESS:
         width, radius = tl.maximum(_integer(p2), 1), _integer(p3)
         rows = tl.abs(tokens // width - pick // width)

@@ -35,7 +35,7 @@ class RowModel {
 
     float key(int64_t j) const {
         const float priority = begun_ ? rule_.priority(state(j), importance(j)) : state(j);
-        return priority > kNoKey ? priority : kNoKey;  // NaN is none too
+        return priority > rule_.limit() ? priority : kNoKey;  // NaN is none too
     }
     bool eligible(int64_t) const { return true; }
     bool fresh(int64_t j) const { return !Rule::kNeedsSimilarities || seen(j) >= visible() || is_settled(j); }

@@ -63,6 +63,8 @@ class CoverageState {
         }
     }
 
+    IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
+
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens&, float) {}
     IDSEL_DEVICE bool changes(int, float) const { return true; }

@@ -37,6 +37,8 @@ class HistoryState {
     IDSEL_DEVICE Best best(Context&, Tokens& tokens) {
         return best_of_thread(tokens, [&](int slot) { return tokens.key(slot); });
     }
+    IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
+
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens&, float) {}
     IDSEL_DEVICE bool changes(int, float) const { return true; }

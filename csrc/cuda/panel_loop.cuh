@@ -120,7 +120,7 @@ IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
     int count = 0;
     while (picks + count < wanted) {
         const PanelTokens::Top top = tokens.top();
-        if (top.slot < 0 || top.rank < context.now.bound) break;
+        if (top.slot < 0 || top.rank < context.now.bound || !rule.has_priority(key_of(top.rank))) break;
         const int token = index_of(top.rank), step = picks + count + 1;
         const float score = value_of(key_of(top.rank));
         const bool changes = step < wanted && rule.changes(step, score);
@@ -184,7 +184,7 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
                 now.rises = offers.noted();
                 rule.rank(tokens, key_of(now.best));
             }
-            if (now.best == 0) break;
+            if (!rule.has_priority(key_of(now.best))) break;
             const uint32_t key = key_of(now.best);
             if (now.picks + 1 == context.pick.wanted || !rule.changes(now.picks + 1, value_of(key))) {
                 take_tied(context, tokens, key, value_of(key),

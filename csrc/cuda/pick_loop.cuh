@@ -8,6 +8,7 @@
 //   bool kNeedsBest                        whether these depend on the best of them all, so that what follows is asked
 //   void rank(tokens, best)                once it is known, as a key
 //   Best best(context, tokens)             the best of this thread's tokens; the CTA's best is then the next pick
+//   bool has_priority(key)                 whether it is one by priority
 //   void after_first(tokens, score)        once the first pick is known, before it is absorbed
 //   bool changes(picks, score)             whether the latest pick changes priorities, so that its row is needed
 //   void absorb(context, tokens, row, picks, pick, score)  the latest of so many picks, and its weights for all tokens
@@ -29,7 +30,7 @@ template <class Tokens, class Rule>
 IDSEL_DEVICE bool choose(Context& context, Tokens& tokens, Rule& rule, LastPick& now) {
     const Best mine = rule.best(context, tokens);
     const uint64_t best = cta_best<Tokens::kLaneOrder>(context, mine.key, mine.token);
-    if (key_of(best) == 0) return false;
+    if (!rule.has_priority(key_of(best))) return false;
     now.pick = index_of(best);
     now.score = value_of(key_of(best));
     tokens.take(now.pick);

@@ -54,6 +54,8 @@ class RowState {
         return best_of_thread(tokens, [&](int slot) { return tokens.key(slot); });
     }
 
+    IDSEL_DEVICE bool has_priority(uint32_t key) const { return key > order_key(rule_.limit()); }
+
     // Brings states into the range of the rule, once the first pick is known.
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens& tokens, float score) {

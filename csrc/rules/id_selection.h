@@ -10,14 +10,15 @@ namespace idsel {
 struct IDSelection : TokenRule {
     static constexpr int kId = 0;
     static constexpr const char* kName = "IDSelection";
-    static constexpr int kParamCount = 2;
-    static constexpr const char* kParams[kParamCount] = {"gamma", "floor"};
+    static constexpr int kParamCount = 3;
+    static constexpr const char* kParams[kParamCount] = {"gamma", "floor", "ties"};
 
     float gamma;
-    float floor;  // -inf: none
+    float floor;         // -inf: none
+    bool by_importance;  // what lies at the floor
 
     static IDSelection from_params(const double* params) {
-        return {{}, static_cast<float>(params[0]), static_cast<float>(params[1])};
+        return {{}, static_cast<float>(params[0]), static_cast<float>(params[1]), params[2] != 0.0};
     }
 
     // The floor holds from the first pick on.
@@ -29,6 +30,7 @@ struct IDSelection : TokenRule {
     IDSEL_HD float absorb(float state, float weight, float pick_priority) const {
         return fmaxf(floor, state - weight * pick_priority);
     }
+    IDSEL_HD float limit() const { return by_importance ? floor : -INFINITY; }
     IDSEL_HD bool settled(float state) const { return state <= floor; }
     IDSEL_HD bool inert(float pick_priority) const { return pick_priority == 0.0f; }
     IDSEL_HD bool raises(float pick_priority) const { return pick_priority < 0.0f; }

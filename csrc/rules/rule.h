@@ -2,6 +2,8 @@
 // a rule states only what differs.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 
 #include "common/host_device.h"
@@ -66,6 +68,7 @@ struct Rule {
 //   float absorb(state, weight, priority)  the state after a pick of this priority, given the weight of the token's
 //                                       similarity to it
 //   float priority(state, importance)   from the state, once a pick counts
+//   float limit()                       a priority at or below it is none, from the start
 //   Cell cell(j)                        where a token lies
 //   bool suppresses(cell, other)        whether a pick takes its priority from another token for where they lie: its state
 //                                       is then -inf, which priority() and absorb() have to keep
@@ -88,6 +91,7 @@ struct TokenRule : Rule {
     IDSEL_HD long long given_start() const { return -1; }
     IDSEL_HD float untouched(float importance) const { return importance; }
     IDSEL_HD float priority(float state, float /*importance*/) const { return state; }
+    IDSEL_HD float limit() const { return -INFINITY; }
     IDSEL_HD float weight(float c) const { return c; }
     IDSEL_HD Cell cell(int /*j*/) const { return {0, 0}; }
     IDSEL_HD bool suppresses(Cell /*pick*/, Cell /*other*/) const { return false; }

@@ -51,7 +51,7 @@ _TILE = 512
 # to N, so that priorities stay finite.
 _LARGEST = torch.finfo(torch.float32).max
 _LARGEST_QUALITY = 2.0**63
-_LARGEST_SALIENCY = 2.0**100
+_LARGEST_SALIENCY = 2.0**100  # and the largest weight of a distance
 
 # A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
 # way inside this band.
@@ -194,13 +194,10 @@ class RuleState:
     """What a rule carries through the loop. `pick` and `score` are (B,): the tokens just taken, their priorities.
 
     Attributes:
-        least_unit: what the rounding of a priority is relative to, if that is more than the largest priority: 1 where
-            priorities hold similarities, however small the distances left.
         takes_shares: whether a pick takes shares of its priority off all others, which are then rounded relative to it
             even where it is enormous.
     """
 
-    least_unit: ClassVar[float] = 0.0
     takes_shares: ClassVar[bool] = False
 
     def __init_subclass__(cls, rule: type[Rule]) -> None:
@@ -215,11 +212,19 @@ class RuleState:
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         return priority
 
-    def move_edge(self, slack: int) -> None:
-        """Moves the edge at which a token loses its priority by what rounding may do: 1 keeps more of them, -1 fewer.
-
-        Only for a rule that has such an edge; a replay asks whether this method is overridden.
+    def least_unit(self) -> float:
+        """What the rounding of a priority is relative to, if that is more than the largest priority: 1 where
+        priorities hold similarities, however small the distances left.
         """
+        return 0.0
+
+    @classmethod
+    def has_edge(cls, rule: Rule) -> bool:
+        """Whether tokens lose their priorities at an edge, on either side of which rounding may put them."""
+        return cls.move_edge is not RuleState.move_edge
+
+    def move_edge(self, slack: int) -> None:
+        """Moves this edge by what rounding may do: 1 keeps more tokens, -1 fewer."""
         raise NotImplementedError
 
 
@@ -229,16 +234,30 @@ class IDSelectionState(RuleState, rule=IDSelection):
     def __init__(self, rule: IDSelection, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.gamma, self.floor = rule.gamma, rule.floor
+        # At or below it a token has no priority.
+        self.limit = rule.floor if rule.ties == "importance" else -math.inf
+
+    def start(self) -> torch.Tensor:
+        importance = self.batch.importance
+        return torch.where(importance > self.limit, importance, -math.inf)
 
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         distance = (1 - self.batch.similarity(pick)).clamp(min=0)
         priority = priority - torch.exp(-self.gamma * distance**2) * score[:, None]
-        return priority if self.floor is None else priority.clamp(min=self.floor)
+        floored = priority if self.floor is None else priority.clamp(min=self.floor)
+        return torch.where(priority > self.limit, floored, -math.inf)
+
+    @classmethod
+    def has_edge(cls, rule: Rule) -> bool:
+        return isinstance(rule, IDSelection) and rule.ties == "importance"
+
+    def move_edge(self, slack: int) -> None:
+        if self.batch.shape[1]:
+            largest = self.batch.importance.amax(1, keepdim=True).clamp(min=0)
+            self.limit = self.limit - slack * SIMILARITY_SLACK * largest
 
 
 class MMRState(RuleState, rule=MMR):
-    least_unit = 1.0
-
     def __init__(self, rule: MMR, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.lam, self.parallel_k = rule.lam, rule.parallel_k
@@ -250,18 +269,25 @@ class MMRState(RuleState, rule=MMR):
             return priority
         return self.lam * self.batch.importance - (1 - self.lam) * self.nearest
 
+    def least_unit(self) -> float:
+        return 1.0
+
 
 class MaxMinState(RuleState, rule=MaxMin):
-    least_unit = 1.0
-
     def __init__(self, rule: MaxMin, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         self.first = rule.start
         self.distance = torch.full_like(batch.importance, math.inf)
+        self.weight = batch.importance.clamp(0, _LARGEST_SALIENCY) if rule.weighted else None
+
+    def _priorities(self, distance: torch.Tensor) -> torch.Tensor:
+        if self.weight is None:
+            return distance
+        return torch.where(self.weight > 0, self.weight * distance, 0.0)  # also where there is no other token
 
     def start(self) -> torch.Tensor:
         if self.first is None:
-            return self.batch.nearest_other()
+            return self._priorities(self.batch.nearest_other())
         # Nothing is picked, so no distance constrains anybody: all at +inf, and only the start may be taken.
         tokens = torch.arange(self.batch.shape[1], device=self.distance.device)
         is_start = (tokens == self.first) & self.batch.takes_part
@@ -270,7 +296,13 @@ class MaxMinState(RuleState, rule=MaxMin):
 
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         self.distance = torch.minimum(self.distance, 1 - self.batch.similarity(pick))
-        return self.distance
+        return self._priorities(self.distance)
+
+    def least_unit(self) -> float:
+        if self.weight is None:
+            return 1.0
+        ordinary = self.weight[self.weight < _LARGEST_QUALITY]
+        return float(ordinary.max()) if ordinary.numel() else 0.0
 
 
 class HardSuppressState(RuleState, rule=HardSuppress):
