@@ -45,7 +45,7 @@ message(STATUS "idsel: CUDA ${CUDAToolkit_VERSION}, compute capabilities ${archs
 
 set(idsel_cuda_sources csrc/cuda/launch.cu csrc/cuda/plan.cpp)
 foreach(kernel gram_id_selection gram_mmr gram_max_min gram_hard_suppress gram_dpp gram_coverage gram_top_k
-        panel)
+        gram_matrix_coverage panel)
   list(APPEND idsel_cuda_sources csrc/cuda/inst/${kernel}.cu)
 endforeach()
 

@@ -23,6 +23,7 @@ else:
         dpp_select,
         explain,
         id_select,
+        matrix_select,
         maxmin_select,
         mmr_select,
         nms_select,
@@ -33,7 +34,7 @@ else:
     from .merging import Merged, bipartite_pairing, merge
     from .planning import Plan, plan
     from .pruning import Pruned, prune
-    from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+    from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK
     from .selection import Selection
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Explanation",
     "HardSuppress",
     "IDSelection",
+    "MatrixCoverage",
     "MaxMin",
     "Merged",
     "Plan",
@@ -62,6 +64,7 @@ __all__ = [
     "importance",
     "inputs",
     "integrations",
+    "matrix_select",
     "maxmin_select",
     "merge",
     "mmr_select",

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from . import calls, checks, dispatch, ops
 from .counts import Count, resolve
 from .problem import Inputs, Problem
-from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, by_name
+from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK, by_name
 from .selection import Selection
 from .tracing import must_trace
 
@@ -19,6 +19,7 @@ __all__ = [
     "dpp_select",
     "explain",
     "id_select",
+    "matrix_select",
     "maxmin_select",
     "mmr_select",
     "nms_select",
@@ -322,6 +323,22 @@ def coverage_select(
         tensor([[1, 2]])
     """
     return select(features, k, Coverage(alpha, combine), importance, **options)
+
+
+def matrix_select(matrix: torch.Tensor, k: Count | None, **options: Unpack[Options]) -> Selection:
+    """MMTok (ICLR 2026): greedy coverage of a given matrix, `select` with `MatrixCoverage()`.
+
+    Args:
+        matrix: (B, R, N) or (R, N), how well each of N tokens covers each of R rows, >= 0; with `cu_seqlens` (R, T).
+            `compat.mmtok.matrix` makes MMTok's own.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.matrix_select(torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.0, 0.5]]), 2).indices
+        tensor([[0, 2]])
+    """
+    checks.check_matrix(matrix)
+    return select(matrix.mT, k, MatrixCoverage(), **options)
 
 
 def topk_select(

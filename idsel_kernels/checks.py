@@ -24,6 +24,7 @@ __all__ = [
     "check_hidden",
     "check_inputs",
     "check_is_plain",
+    "check_matrix",
     "check_merge",
     "check_offsets",
     "check_out",
@@ -105,6 +106,14 @@ def _check_companion(
         size, got = (tuple(wanted), _shape(value)) if batched else (tuple(wanted[1:]), _shape(value)[1:])
         raise ValueError(f"{name} must be {axes} = {size} to match {whose}, got {got}")
     _check_device(name, value, features, whose)
+
+
+def check_matrix(matrix: Any) -> None:
+    """What `MatrixCoverage` covers, with tokens as its last axis."""
+    check_tensor("matrix", matrix)
+    if matrix.dtype not in FEATURE_DTYPES or matrix.dim() not in (2, 3) or matrix.shape[-2] == 0:
+        got = f"{_shape(matrix)} {matrix.dtype}"
+        raise ValueError(f"matrix must be (B, R, N) or (R, N) in float32, float16 or bfloat16, R >= 1, got {got}")
 
 
 def check_hidden(hidden: Any, cu_seqlens: torch.Tensor | None) -> None:

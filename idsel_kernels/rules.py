@@ -23,6 +23,7 @@ __all__ = [
     "Coverage",
     "HardSuppress",
     "IDSelection",
+    "MatrixCoverage",
     "MaxMin",
     "Rule",
     "State",
@@ -40,6 +41,7 @@ class State(enum.Enum):
     TOKEN = "one value per token"
     HISTORY = "one value per token and earlier pick"
     COVERAGE = "a reduction over the whole Gram per pick"
+    CHANNELS = "one value per channel of the features, which are not compared"
 
 
 class Tier(enum.IntEnum):
@@ -379,8 +381,33 @@ class TopK(Rule):
     needs_similarities: ClassVar[bool] = False
 
 
+@dataclass(frozen=True)
+class MatrixCoverage(Rule):
+    """Coverage of a matrix that is given: MMTok, ICLR 2026 (arXiv 2508.18264), as in the official code.
+
+    Row j of the features is what token j covers, of anything there is to cover: R numbers W_jr >= 0, not compared with
+    those of other tokens. With `cover_r` the largest W_ir of any pick i, at least 0, the priority of j is its gain
+    `sum_r max(0, W_jr - cover_r)`. A number below 0 covers nothing.
+
+    Importance is not used, except that a NaN or -inf there makes a token unselectable, as with every rule.
+
+    Example:
+        >>> MatrixCoverage()
+        MatrixCoverage()
+    """
+
+    rule_id: ClassVar[int] = 7
+    short_name: ClassVar[str] = "matrix"
+    state: ClassVar[State] = State.CHANNELS
+    needs_similarities: ClassVar[bool] = False
+
+    @property
+    def needs_importance(self) -> bool:
+        return False
+
+
 RULES: dict[str, type[Rule]] = {
-    rule.__name__: rule for rule in (IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK)
+    rule.__name__: rule for rule in (IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage)
 }
 
 _BY_ID = {rule.rule_id: rule for rule in RULES.values()}

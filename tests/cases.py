@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK
 from idsel_kernels.testing import Case, clustered, near_duplicates, ragged
 
 RULE_CASES: dict[str, Rule] = {
@@ -30,12 +30,14 @@ RULE_CASES: dict[str, Rule] = {
     "coverage": Coverage(),
     "coverage-add": Coverage(alpha=0.7, combine="add"),
     "topk": TopK(),
+    "matrixcoverage": MatrixCoverage(),
 }
 
 # Rules whose priorities are sums and products of exact numbers on `testing.exact` input: no exp, division or root.
 EXACT_RULES = (
     "mmr", "mmr-lam0", "mmr-lam1", "mmr-parallel3", "maxmin", "maxmin-start0", "maxmin-weighted",
     "maxmin-weighted-start0", "hardsuppress", "hardsuppress-0.3", "coverage", "topk",
+    "matrixcoverage",
 )  # fmt: skip
 # (B, N, D) of `testing.exact`: one block of tokens, one more token than a block, several; D of one number, of several
 # blocks.

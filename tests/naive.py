@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK
 
 
 def naive_select(
@@ -29,7 +29,7 @@ def naive_select(
     scores: list[float] = []
     while len(picks) < k and len(picks) < len(tokens):
         left = [j for j in tokens if j not in picks]
-        priority = _priorities(rule, c, importance, tokens, picks, scores)
+        priority = _priorities(rule, c, x, importance, tokens, picks, scores)
         best = max(left, key=lambda j: (priority[j], -j))
         if priority[best] == -math.inf:
             picks += sorted(left, key=lambda j: (-importance[j], j))
@@ -52,6 +52,7 @@ def _cosine(a: np.ndarray, b: np.ndarray, same: bool) -> float:
 def _priorities(
     rule: Rule,
     c: dict[tuple[int, int], float],
+    x: np.ndarray,
     importance: np.ndarray,
     tokens: list[int],
     picks: list[int],
@@ -88,6 +89,9 @@ def _priorities(
         }
     if isinstance(rule, DPP):
         return _schur_complements(rule, c, importance, tokens, picks)
+    if isinstance(rule, MatrixCoverage):
+        cover = [max([0.0, *(x[i, r] for i in picks)]) for r in range(x.shape[1])]
+        return {j: sum(max(0.0, x[j, r] - covered) for r, covered in enumerate(cover)) for j in tokens}
     assert isinstance(rule, Coverage)
     priority = {}
     for j in tokens:

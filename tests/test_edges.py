@@ -21,8 +21,8 @@ ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES.
 def test_one_token(rule: idsel.Rule, backend: Backend) -> None:
     sel = backend.select(torch.tensor([[3.0, 4.0]]), 1, rule=rule, importance=torch.tensor([0.5]))
     assert sel.indices.tolist() == [[0]]
-    # A single unit vector covers itself: MaxMin knows no distance, Coverage adds or multiplies its gain of 1.
-    expected = {idsel.MaxMin: math.inf, idsel.DPP: 0.25}.get(type(rule), 0.5)
+    # Alone it covers itself: MaxMin knows no distance, Coverage adds or multiplies its gain of 1.
+    expected = {idsel.MaxMin: math.inf, idsel.DPP: 0.25, idsel.MatrixCoverage: 7.0}.get(type(rule), 0.5)
     if isinstance(rule, idsel.Coverage) and rule.combine == "add":
         expected = 1 + 0.5**rule.alpha
     assert sel.scores.item() == pytest.approx(expected)

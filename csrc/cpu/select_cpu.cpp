@@ -7,6 +7,7 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/channel_model.h"
 #include "cpu/coverage_model.h"
 #include "cpu/dense_greedy.h"
 #include "cpu/history_model.h"
@@ -85,6 +86,11 @@ template <>
 struct ModelOf<State::kCoverage> {
     template <class Rule>
     using Type = CoverageModel;
+};
+template <>
+struct ModelOf<State::kChannels> {
+    template <class Rule>
+    using Type = ChannelModel;
 };
 
 template <class Model>

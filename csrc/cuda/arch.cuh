@@ -176,6 +176,16 @@ IDSEL_DEVICE void st_8(Float2* to, const Float2& value) {
     *reinterpret_cast<float2*>(to) = make_float2(value.v[0], value.v[1]);
 }
 
+// --- Elements of the features ----------------------------------------------------------------------------------------
+
+IDSEL_DEVICE float widened(float value) { return value; }
+IDSEL_DEVICE float widened(BFloat16 value) { return uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
+IDSEL_DEVICE float widened(Half value) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+    return wide;
+}
+
 // --- Tensor cores ----------------------------------------------------------------------------------------------------
 
 // Whether they multiply these elements, exactly and with sums in float32.

@@ -7,6 +7,45 @@
 
 namespace idsel::cuda {
 
+// Before the first best_by_gains().
+IDSEL_DEVICE void begin_best(Context& context) {
+    if (arch::thread() < 2) context.buffers->best_fresh[arch::thread()] = 0;
+    arch::cta_sync();
+}
+
+// The best of this thread's tokens: each warp sums gains until the best of its own is fresh, or cannot win.
+// gain_of(token) is by a warp, priority(gain, slot) the slot's.
+template <class Tokens, class GainOf, class Priority>
+IDSEL_DEVICE Best best_by_gains(Context& context, Tokens& tokens, GainOf&& gain_of, Priority&& priority) {
+    constexpr uint32_t kFresh = 1u << 31, kCannotWin = 1u << 30;  // beside a token
+    static_assert(kMaxTokens < kCannotWin);
+    uint32_t* best_fresh = &context.buffers->best_fresh[context.turn];
+    if (arch::thread() == 0) context.buffers->best_fresh[context.turn ^ 1] = 0;  // the next pick's
+    for (;;) {
+        const Best mine = best_of_thread(tokens, [&](int slot) { return tokens.key(slot); });
+        const WarpTop top = warp_top<Tokens::kLaneOrder>(mine.key, mine.token);
+        if (top.key == 0) return mine;
+        bool is_fresh = false;
+        tokens.at(mine.slot, [&](int slot) { is_fresh = tokens.fresh(slot); });
+        // Another warp may be changing it: what one lane has seen counts for all.
+        const bool cannot_win = mine.key < arch::ld_volatile(best_fresh);
+        const uint32_t flags = (is_fresh ? kFresh : 0u) | (cannot_win ? kCannotWin : 0u);
+        const int owner = arch::find_first_set(arch::vote_ballot(top.mine));
+        const uint32_t of_owner = arch::shfl(static_cast<uint32_t>(mine.token) | flags, owner);
+        if ((of_owner & kFresh) != 0) {
+            if (top.mine) arch::red_max(best_fresh, top.key);
+            return mine;
+        }
+        if ((of_owner & kCannotWin) != 0) return mine;
+        const float gain = gain_of(static_cast<int>(of_owner));
+        if (!top.mine) continue;
+        tokens.at(mine.slot, [&](int slot) {
+            tokens.key(slot) = order_key(priority(gain, slot));
+            tokens.set_fresh(slot);
+        });
+    }
+}
+
 class CoverageState {
   public:
     // `cover`: a number for each token, in shared memory or the workspace; a multiple of four, as rows have.
@@ -27,42 +66,19 @@ class CoverageState {
             tokens.set_fresh(i);
         });
         for (int j = context.n() + arch::thread(); j < padded; j += kCtaThreads) cover_[j] = INFINITY;
-        if (arch::thread() < 2) context.buffers->best_fresh[arch::thread()] = 0;
-        arch::cta_sync();
+        begin_best(context);
     }
 
-    // Each warp sums gains until the best of its own is fresh, or cannot win.
     template <class Tokens>
     IDSEL_DEVICE Best best(Context& context, Tokens& tokens) {
-        uint32_t* best_fresh = &context.buffers->best_fresh[context.turn];
-        if (arch::thread() == 0) context.buffers->best_fresh[context.turn ^ 1] = 0;  // the next pick's
-        for (;;) {
-            const Best mine = best_of_thread(tokens, [&](int slot) { return tokens.key(slot); });
-            const WarpTop top = warp_top<Tokens::kLaneOrder>(mine.key, mine.token);
-            if (top.key == 0) return mine;
-            bool is_fresh = false;
-            tokens.at(mine.slot, [&](int slot) { is_fresh = tokens.fresh(slot); });
-            // Another warp may be changing it: what one lane has seen counts for all.
-            const bool cannot_win = mine.key < arch::ld_volatile(best_fresh);
-            const uint32_t flags = (is_fresh ? kFresh : 0u) | (cannot_win ? kCannotWin : 0u);
-            const int owner = arch::find_first_set(arch::vote_ballot(top.mine));
-            const uint32_t of_owner = arch::shfl(static_cast<uint32_t>(mine.token) | flags, owner);
-            if ((of_owner & kFresh) != 0) {
-                if (top.mine) arch::red_max(best_fresh, top.key);
-                return mine;
-            }
-            if ((of_owner & kCannotWin) != 0) return mine;
-            const Row row = context.row(static_cast<int>(of_owner));
-            const float gain = gain_of(row.base + row.offset, context.n());
+        const auto gain_of_token = [&](int token) {
+            const Row row = context.row(token);
             ++context.rows_read_by_warp;
-            if (!top.mine) continue;
-            tokens.at(mine.slot, [&](int slot) {
-                tokens.key(slot) = order_key(rule_.priority(gain, tokens.state(slot)));
-                tokens.set_fresh(slot);
-            });
-        }
+            return gain_of(row.base + row.offset, context.n());
+        };
+        return best_by_gains(context, tokens, gain_of_token,
+                             [&](float gain, int slot) { return rule_.priority(gain, tokens.state(slot)); });
     }
-
     IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
 
     template <class Tokens>
@@ -119,9 +135,6 @@ class CoverageState {
         }
         return gain;
     }
-
-    static constexpr uint32_t kFresh = 1u << 31, kCannotWin = 1u << 30;  // beside a token
-    static_assert(kMaxTokens < kCannotWin);
 
     Coverage rule_;
     float* cover_;

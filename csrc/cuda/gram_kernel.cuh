@@ -1,7 +1,7 @@
 // The whole selection as one launch, of samples whose Gram is kept.
 #pragma once
 
-#include "cuda/coverage_state.cuh"
+#include "cuda/channel_state.cuh"
 #include "cuda/history_state.cuh"
 #include "cuda/pick_loop.cuh"
 #include "cuda/row_state.cuh"
@@ -38,6 +38,14 @@ IDSEL_DEVICE void pick_with(Context& context, Tokens& tokens, float* cover) {
         pick_loop(context, tokens, RowState<Rule>(context));
     } else if constexpr (Rule::kState == State::kCoverage) {
         pick_loop(context, tokens, CoverageState(context, cover));
+    } else if constexpr (Rule::kState == State::kChannels) {
+        if (context.args.dtype == IDSEL_BFLOAT16) {
+            pick_loop(context, tokens, ChannelState<BFloat16>(context));
+        } else if (context.args.dtype == IDSEL_FLOAT16) {
+            pick_loop(context, tokens, ChannelState<Half>(context));
+        } else {
+            pick_loop(context, tokens, ChannelState<float>(context));
+        }
     } else if (round_up(context.n(), 4) * context.wanted <= context.args.shared_history) {
         auto* history = reinterpret_cast<float*>(arch::shared_memory() + kHistoryOffset);
         pick_loop(context, tokens, HistoryState(context, history));
@@ -52,7 +60,8 @@ template <class Rule, int kPer>
 IDSEL_DEVICE_CALL void pick_in_registers(int k) {
     Context context = context_of(k);
     // Warps sum gains of their own tokens, each as many as it needs.
-    RegisterTokens<kPer, Rule::kState == State::kCoverage> tokens(context);
+    constexpr bool kGains = Rule::kState == State::kCoverage || Rule::kState == State::kChannels;
+    RegisterTokens<kPer, kGains> tokens(context);
     pick_with<Rule>(context, tokens, reinterpret_cast<PickBuffers*>(after_state())->cover);
 }
 template <class Rule>
@@ -71,7 +80,7 @@ IDSEL_DEVICE void pick_all(const KernelArgs& args) {
     const int n = sample.n, k = count_of(args, sample);
     if (n > kMaxRegisterTokens) {
         pick_in_memory<Rule>(k);
-    } else if constexpr (!Rule::kNeedsSimilarities) {
+    } else if constexpr (Rule::kState == State::kToken && !Rule::kNeedsSimilarities) {
         pick_at_once<Rule>(k);
     } else if (n <= kCtaThreads) {
         pick_in_registers<Rule, 1>(k);

@@ -114,6 +114,12 @@ struct PickArgs {
     int64_t* indices;
     float* scores;
     int32_t sort;
+    const void* features;
+    int32_t dtype;  // idsel_dtype
+    int32_t dim;
+    int64_t features_batch_stride;
+    int64_t features_token_stride;
+
     int32_t rule_id;
     alignas(8) unsigned char rule[kRuleBytes];  // the functor
 
@@ -127,6 +133,7 @@ struct PickArgs {
     float* history;  // (rows, history_depth)
     GroupState* group_states;  // (samples,), where samples are worked on in panels
     float* sums;               // Coverage on panels: of runs, for kGainsAtOnce gains of each sample
+    float* cover;              // (samples, dim rounded up to four): of channels, for a rule that covers them
     int32_t shared_tokens;     // of a CTA of a group whose numbers fit shared memory
     int64_t rows;
     int64_t gram_width;
@@ -139,13 +146,8 @@ struct PickArgs {
 };
 
 struct KernelArgs : PickArgs {
-    const void* features;
-    int32_t dtype;  // idsel_dtype
-    int32_t dim;
     int32_t wide_rows;  // rows can be read 16 bytes at a time, by offsets of 32 bits
-    int64_t features_batch_stride;
-    int64_t features_token_stride;
-    int64_t tokens;  // N of every sample, or T
+    int64_t tokens;     // N of every sample, or T
     int32_t diagonal_only;
 
     int64_t first_sample;  // of this launch

@@ -28,6 +28,8 @@ Kernel gram_kernel_of<Coverage>();
 template <>
 Kernel gram_kernel_of<TopK>();
 template <>
+Kernel gram_kernel_of<MatrixCoverage>();
+template <>
 Kernel panel_kernel_of<AllRules>();
 
 namespace {

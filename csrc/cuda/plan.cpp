@@ -71,7 +71,8 @@ bool gram_pays(const idsel_args& args, const RuleTraits& rule) {
 
 }  // namespace
 
-Plan::Plan(const idsel_args& args) : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), rule(traits_of(args)) {
+Plan::Plan(const idsel_args& args)
+    : ragged(args.cu_seqlens != nullptr), tokens(args.tokens), dim(args.dim), rule(traits_of(args)) {
     const int64_t budget = gram_budget_of(args);
     // Lengths of a ragged batch are unknown here: its shorter samples may well have room for their whole Gram.
     const int64_t most = gram_always_pays(args, rule) ? tokens : kGramPays.ever_up_to;
@@ -108,6 +109,7 @@ int64_t Plan::lay_out(void* base, KernelArgs& to) const {
     to.group_states = layout.take<GroupState>(keeps_gram ? 0 : samples);
     const bool sums = !keeps_gram && rule.state == State::kCoverage;
     to.sums = layout.take<float>(sums ? rows + samples * kSumsSlack : 0);
+    to.cover = layout.take<float>(rule.state == State::kChannels ? samples * round_up(dim, 4) : 0);
     return layout.used();
 }
 

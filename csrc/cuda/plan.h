@@ -26,6 +26,7 @@ struct Plan {
 
     bool ragged;
     int64_t tokens;
+    int64_t dim;
     RuleTraits rule;
     bool keeps_gram;   // of every sample
     bool keeps_short;  // of samples of a ragged batch that are short enough

@@ -153,7 +153,7 @@ class TileScheduler {
 
 // Its first token's features.
 template <class T>
-IDSEL_DEVICE const T* features_of(const KernelArgs& args, const Sample& sample) {
+IDSEL_DEVICE const T* features_of(const PickArgs& args, const Sample& sample) {
     const int64_t batch = args.cu_seqlens == nullptr ? sample.index : 0;
     const T* features = static_cast<const T*>(args.features);
     return features + batch * args.features_batch_stride + sample.first * args.features_token_stride;

@@ -15,6 +15,7 @@ enum class State : int32_t {
     kToken,     // one number per token; a pick means one row of the Gram
     kHistory,   // as kToken, and one number per token and earlier pick
     kCoverage,  // a sum over the whole Gram, which every pick changes
+    kChannels,  // a number per channel of the features, which are not compared
 };
 
 constexpr const char* name_of(State state) {
@@ -25,6 +26,8 @@ constexpr const char* name_of(State state) {
             return "history";
         case State::kCoverage:
             return "coverage";
+        case State::kChannels:
+            return "channels";
     }
     return "";
 }

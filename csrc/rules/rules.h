@@ -6,6 +6,7 @@
 #include "rules/dpp.h"
 #include "rules/hard_suppress.h"
 #include "rules/id_selection.h"
+#include "rules/matrix_coverage.h"
 #include "rules/max_min.h"
 #include "rules/mmr.h"
 #include "rules/top_k.h"
@@ -15,7 +16,7 @@ namespace idsel {
 template <class... R>
 struct RuleList {};
 
-using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK>;
+using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage>;
 
 template <class... R>
 constexpr int rules_with(State state, RuleList<R...>) {
@@ -23,5 +24,6 @@ constexpr int rules_with(State state, RuleList<R...>) {
 }
 static_assert(rules_with(State::kHistory, AllRules{}) == 1, "the models of this state are those of DPP");
 static_assert(rules_with(State::kCoverage, AllRules{}) == 1, "the models of this state are those of Coverage");
+static_assert(rules_with(State::kChannels, AllRules{}) == 1, "the models of this state are those of MatrixCoverage");
 
 }  // namespace idsel

@@ -22,7 +22,19 @@ from ..alike import first_alike, first_equal
 from ..arithmetic import ieee_arithmetic
 from ..counts import on_device
 from ..problem import Inputs, Problem
-from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
+from ..rules import (
+    DPP,
+    MMR,
+    Coverage,
+    HardSuppress,
+    IDSelection,
+    MatrixCoverage,
+    MaxMin,
+    Rule,
+    State,
+    Tier,
+    TopK,
+)
 from .base import GRAM_BUDGET_BYTES, Launcher, Outputs
 
 __all__ = [
@@ -77,9 +89,9 @@ class Batch:
         self.lengths = [len(sample) for sample in self.samples]
         self.shape = (len(self.samples), max(self.lengths, default=0))
         device = inputs.features.device
-        norms = self._padded([torch.linalg.vector_norm(x, dim=1) for x in self.samples], 0.0)
+        norms = self.padded([torch.linalg.vector_norm(x, dim=1) for x in self.samples], 0.0)
         # What is zero and what is finite is a matter of float32 in every precision: a replay must agree on it.
-        norms32 = self._padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
+        norms32 = self.padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
         self.nonzero = (norms32 > 0).to(dtype)
         self.scale = torch.where(norms32 > 0, 1 / norms, 0.0)
         inside = torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
@@ -97,13 +109,13 @@ class Batch:
     @functools.cached_property
     def first(self) -> torch.Tensor:
         """(B, N), the first of the tokens that are alike: equal rows, of which all take part or none does."""
-        rows = self._padded([first_alike(x) for x in self.samples], 0)
+        rows = self.padded([first_alike(x) for x in self.samples], 0)
         return _first_of_value(rows, self.takes_part)
 
     def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
-        return self._padded(_split(value, inputs.cu_seqlens), fill)
+        return self.padded(_split(value, inputs.cu_seqlens), fill)
 
-    def _padded(self, rows: Sequence[torch.Tensor], fill: float) -> torch.Tensor:
+    def padded(self, rows: Sequence[torch.Tensor], fill: float) -> torch.Tensor:
         """One row per sample, filled up to the longest."""
         return torch.stack([torch.nn.functional.pad(row, (0, self.shape[1] - len(row)), value=fill) for row in rows])
 
@@ -132,11 +144,11 @@ class Batch:
             return self.gram[torch.arange(len(pick), device=pick.device), pick]
         blank = self.importance.new_zeros(0)
         rows = [self._row(b, pick[b : b + 1]) if n else blank for b, n in enumerate(self.lengths)]
-        return self._padded(rows, 0.0)
+        return self.padded(rows, 0.0)
 
     def nearest_other(self) -> torch.Tensor:
         """min over i != j of (1 - c_ij), i taking part: (B, N). +inf where there is no other."""
-        return 1 - self._padded([self._nearest(b) for b in range(len(self.samples))], -math.inf)
+        return 1 - self.padded([self._nearest(b) for b in range(len(self.samples))], -math.inf)
 
     def _nearest(self, b: int) -> torch.Tensor:
         """The largest c_ij of each token j with another that takes part, in tiles so that memory stays O(N * D)."""
@@ -398,6 +410,27 @@ class TopKState(RuleState, rule=TopK):
     """No pick changes a priority."""
 
 
+class MatrixCoverageState(RuleState, rule=MatrixCoverage):
+    def __init__(self, rule: MatrixCoverage, batch: Batch, max_picks: int) -> None:
+        super().__init__(rule, batch, max_picks)
+        self.cover = [sample.new_zeros(sample.shape[1]) for sample in batch.samples]
+
+    def start(self) -> torch.Tensor:
+        return self.batch.padded([self._gains(b) for b in range(len(self.cover))], 0.0)
+
+    def _gains(self, b: int) -> torch.Tensor:
+        sample = self.batch.samples[b]
+        gain = (sample - self.cover[b]).clamp_(min=0).sum(1)
+        return gain[self.batch.first[b, : len(sample)]]
+
+    def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
+        for b, sample in enumerate(self.batch.samples):
+            if len(sample):
+                picked = sample.index_select(0, pick[b : b + 1].clamp(min=0))[0]
+                self.cover[b] = torch.maximum(self.cover[b], picked)
+        return self.start()
+
+
 def state_type(rule: Rule) -> type[RuleState]:
     """The class of `rule_state`."""
     return _STATES[type(rule)]
@@ -574,7 +607,7 @@ class _TorchEngine:
     def algorithm(self, problem: Problem) -> str:
         rule, k = problem.rule, problem.k_max
         if not rule.needs_similarities:
-            return f"{k} greedy steps on the importance"
+            return f"{k} greedy steps on the {'features' if rule.state is State.CHANNELS else 'importance'}"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"
         by_rows = f"{k} greedy steps, each with one row of similarities by matrix-vector product"
         if (problem.ragged or len(set(problem.k)) > 1) and not _needs_gram(rule):

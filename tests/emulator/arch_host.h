@@ -133,8 +133,9 @@ inline Float4 ld_any(const Float4* from) { return loaded<Float4>(from); }
 inline void st_16(Float4* to, const Float4& value) { stored(to, value); }
 inline void st_8(Float2* to, const Float2& value) { stored(to, value); }
 
-// --- Tensor cores ----------------------------------------------------------------------------------------------------
+// --- Elements of the features ----------------------------------------------------------------------------------------
 
+inline float widened(float value) { return value; }
 inline float widened(BFloat16 value) { return uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
 inline float widened(Half value) {
     const uint32_t sign = (value.bits & 0x8000u) << 16, exponent = value.bits >> 10 & 31u,
@@ -146,6 +147,8 @@ inline float widened(Half value) {
     const uint32_t wide = exponent == 31 ? 255u : exponent + 112u;
     return uint_as_float(sign | wide << 23 | mantissa << 13);
 }
+
+// --- Tensor cores ----------------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr bool kTensorCoresTake = false;
