@@ -62,7 +62,8 @@ class SelectionReport:
         oracle_indices: (B, k) int64, the float64 selection.
         score_error: difference between a reported score and the float64 priority of the same pick, NaN where padded.
         unit: the size of priorities, in which tolerances are given: the largest of the sample, and at least 1 for rules
-            whose priorities hold similarities (`MMR`, `MaxMin`; weighted, the largest weight). Where +inf importance makes one enormous, its own.
+            whose priorities hold similarities (`MMR`, `MaxMin`; weighted, the largest weight). Where +inf importance
+            makes one enormous, its own.
         first_difference: per sample the first position at which the picks part from `oracle_indices`, or None.
         defects: what is wrong whatever the priorities: repeated, masked, missing or out-of-range picks.
         ascending: whether the indices of every sample ascend, as with `sort=True`.

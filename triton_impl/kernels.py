@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .loops import cover_loop, pad, row_loop, sort_picks, start_tokens, take_rest
-from .rules import STATE_COVERAGE
+from .rules import STATE_CHANNELS, STATE_COVERAGE
 from .tiles import dots, finish_tile, part_length, place_of, sum_parts
 from .workspace import NO_ROWS, PANEL, WHOLE, padded
 
@@ -37,10 +37,10 @@ def _greedy(
     )  # fmt: skip
     steps = tl.minimum(count, there)
     picked = tl.full((), 0, dtype=tl.int32)
-    if RULE_STATE == STATE_COVERAGE:
+    if RULE_STATE == STATE_COVERAGE or RULE_STATE == STATE_CHANNELS:  # noqa: SIM109 (Triton knows no other way)
         picked = cover_loop(
-            gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, gram_width, scratch_width, p1,
-            RULE, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
+            features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, dim, stride_fn, stride_fd,
+            gram_width, scratch_width, p1, RULE, RULE_STATE, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
         )  # fmt: skip
     elif DOTS != NO_ROWS:
         picked = row_loop(
@@ -113,6 +113,8 @@ def select_kernel(
             gram_ptr = workspace_ptr + local * tokens * gram_width
         scratch_ptr = workspace_ptr + scratch_offset + local * padded(tokens)
         whole = DOTS == WHOLE
+    if RULE_STATE == STATE_CHANNELS:
+        gram_ptr = workspace_ptr + local * padded(dim)
     counter_ptr = counters_ptr + local * counter_stride
 
     # Without a Gram to fill, the diagonal tiles alone: they hold the norms.

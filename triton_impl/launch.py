@@ -96,6 +96,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     rule, batch, tokens, dim, k_max = problem.rule, problem.batch, problem.tokens, problem.dim, problem.k_max
     ragged = problem.ragged
     coverage, history = rule.state is State.COVERAGE, rule.state is State.HISTORY
+    channels = rule.state is State.CHANNELS
     # Tiles say what each token starts from, for which they need norms.
     norms = rule.needs_nearest or coverage
     budget = budget_bytes // 4
@@ -110,7 +111,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         raise ValueError(f"{name} needs the whole Gram, which for {tokens} tokens exceeds {budget_bytes} bytes")
     sizes = config.choose(
         arch, problem.dtype.itemsize, tokens, dim, streamed=is_panel, short=ragged and tokens <= 1024 * batch,
-        history=history, norms=norms,
+        history=history, norms=norms or channels,
     )  # fmt: skip
     block_m = sizes.tile.block_m
     rows = -(-tokens // block_m)
@@ -136,7 +137,9 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         scratch_width = samples * _padded(tokens)
         gram *= samples
         programs = tiles * (parts if split else 1)
-    gram = 0 if dots == workspace.NO_ROWS.value else _padded(gram)
+    if dots == workspace.NO_ROWS.value:
+        gram = samples * _padded(dim) if channels else 0  # in its place, how well channels are covered
+    gram = _padded(gram)
     sums *= samples
     programs = _programs(programs, samples)
     counter_stride = 1 + (tiles if split else 0)

@@ -11,6 +11,7 @@ import triton.language as tl
 from .rules import (
     INF,
     MMR,
+    STATE_CHANNELS,
     STATE_COVERAGE,
     STATE_HISTORY,
     absorb,
@@ -87,7 +88,7 @@ def start_tokens(
                 of_tiles = of_tiles + of_tile if RULE_STATE == STATE_COVERAGE else tl.maximum(of_tiles, of_tile)
                 tile_ptr += scratch_width
         priority, state = start(importance, usable, squares > 0.0, of_tiles, tokens, p0, p1, NORMS, RULE)
-        if RULE_STATE == STATE_COVERAGE:
+        if RULE_STATE == STATE_COVERAGE or RULE_STATE == STATE_CHANNELS:  # noqa: SIM109 (Triton knows no other way)
             # Nothing is left to cover of a token that does not take part.
             tl.store(here + scratch_width * COVER, tl.where(usable, 0.0, INF), mask=inside)
             tl.store(here + scratch_width * STAMP, tl.full((BLOCK_N,), -1.0, dtype=tl.float32), mask=inside)
@@ -262,7 +263,7 @@ def _fill_panel(
     tl.debug_barrier()
 
 
-# --- Coverage ---------------------------------------------------------------------------------------------------------
+# --- Coverage, of tokens and of channels ------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -315,6 +316,55 @@ def _sum_gains(
 
 
 @triton.jit
+def _cover_channels(pick, features_ptr, cover_ptr, dim, stride_fn, stride_fd, BLOCK_N: tl.constexpr):
+    """How well each channel is covered, the pick included."""
+    row_ptr = features_ptr + pick.to(tl.int64) * stride_fn
+    for begin in range(0, dim, BLOCK_N):
+        d = begin + tl.arange(0, BLOCK_N)
+        x = tl.load(row_ptr + d.to(tl.int64) * stride_fd, mask=d < dim, other=0.0).to(tl.float32)
+        covered = tl.load(cover_ptr + d, mask=d < dim, other=0.0)
+        tl.store(cover_ptr + d, tl.where(x > covered, x, covered), mask=d < dim)
+
+
+@triton.jit
+def _sum_channels(
+    candidates, wanted, features_ptr, cover_ptr, dim, stride_fn, stride_fd,
+    COVER_M: tl.constexpr, COVER_N: tl.constexpr,
+):  # fmt: skip
+    """The sums over channels d of max(0, x_jd - cover_d) of the candidates j, in blocks as those of `_sum_gains`."""
+    row_ptr = features_ptr + candidates.to(tl.int64) * stride_fn
+    gain = tl.zeros((COVER_M, COVER_N), dtype=tl.float32)
+    for begin in range(0, dim, COVER_N):
+        d = begin + tl.arange(0, COVER_N)
+        inside = wanted[:, None] & (d < dim)[None, :]
+        x = tl.load(row_ptr[:, None] + (d.to(tl.int64) * stride_fd)[None, :], mask=inside, other=0.0).to(tl.float32)
+        uncovered = x - tl.load(cover_ptr + d, mask=d < dim, other=INF)[None, :]
+        gain += tl.where(uncovered > 0.0, uncovered, 0.0)
+    return tl.sum(gain, axis=1)
+
+
+@triton.jit
+def _first_gains(
+    features_ptr, cover_ptr, scratch_ptr, n, dim, stride_fn, stride_fd, scratch_width,
+    BLOCK_N: tl.constexpr, COVER_M: tl.constexpr, COVER_N: tl.constexpr,
+):  # fmt: skip
+    """All of them: before it has been summed nothing is known of a gain of channels."""
+    for begin in range(0, dim, BLOCK_N):
+        d = begin + tl.arange(0, BLOCK_N)
+        tl.store(cover_ptr + d, tl.zeros((BLOCK_N,), dtype=tl.float32), mask=d < dim)
+    tl.debug_barrier()
+    for begin in range(0, n, COVER_M):
+        tokens = begin + tl.arange(0, COVER_M)
+        here = scratch_ptr + tokens
+        known = tl.load(here + scratch_width * GAIN, mask=tokens < n, other=float("nan"))
+        wanted = known == known
+        gain = _sum_channels(tokens, wanted, features_ptr, cover_ptr, dim, stride_fn, stride_fd, COVER_M, COVER_N)
+        tl.store(here + scratch_width * GAIN, gain, mask=wanted)
+        tl.store(here + scratch_width * STAMP, tl.zeros_like(gain), mask=wanted)
+    tl.debug_barrier()
+
+
+@triton.jit
 def _candidates(step, scratch_ptr, n, scratch_width, p1, COVER_M: tl.constexpr, COVER_STRIDE: tl.constexpr):
     """The best token of each class modulo COVER_M, by what its priority can be at most: (bounds, tokens)."""
     bounds = tl.full((COVER_M,), -INF, dtype=tl.float32)
@@ -336,15 +386,19 @@ def _candidates(step, scratch_ptr, n, scratch_width, p1, COVER_M: tl.constexpr, 
 
 @triton.jit
 def cover_loop(
-    gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, gram_width, scratch_width, p1,
-    RULE: tl.constexpr, BLOCK_N: tl.constexpr,
+    features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, dim, stride_fn, stride_fd, gram_width,
+    scratch_width, p1, RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
-    """Coverage while tokens have priorities; returns how many it picked.
+    """Coverage while tokens have priorities; returns how many it picked. For channels `gram_ptr` is their cover.
 
     Gains only fall, so a gain that was summed before later picks bounds the present one. Only tokens whose bound is as
     large as any are summed again, until the best of all has its gain of this step: the picks are those of all gains.
     """
+    if RULE_STATE == STATE_CHANNELS:
+        _first_gains(
+            features_ptr, gram_ptr, scratch_ptr, n, dim, stride_fn, stride_fd, scratch_width, BLOCK_N, COVER_M, COVER_N
+        )  # fmt: skip
     step = tl.full((), 0, dtype=tl.int32)
     has_more = n > 0
     while (step < steps) & has_more:
@@ -359,14 +413,22 @@ def cover_loop(
                 tl.store(indices_ptr + step, pick.to(tl.int64))
                 tl.store(scores_ptr + step, reported(best, RULE))
                 tl.store(scratch_ptr + scratch_width * GAIN + pick, float("nan"))
-                _cover(pick, gram_ptr + pick.to(tl.int64) * gram_width, scratch_ptr, n, scratch_width, BLOCK_N)
+                if RULE_STATE == STATE_CHANNELS:
+                    _cover_channels(pick, features_ptr, gram_ptr, dim, stride_fn, stride_fd, BLOCK_N)
+                else:
+                    _cover(pick, gram_ptr + pick.to(tl.int64) * gram_width, scratch_ptr, n, scratch_width, BLOCK_N)
                 step += 1
             else:
                 stamps = tl.load(scratch_ptr + scratch_width * STAMP + candidates, mask=bounds > -INF, other=0.0)
                 wanted = (bounds > -INF) & (stamps != step.to(tl.float32))
-                gain = _sum_gains(
-                    candidates, wanted, gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_M, COVER_N
-                )
+                if RULE_STATE == STATE_CHANNELS:
+                    gain = _sum_channels(
+                        candidates, wanted, features_ptr, gram_ptr, dim, stride_fn, stride_fd, COVER_M, COVER_N
+                    )
+                else:
+                    gain = _sum_gains(
+                        candidates, wanted, gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_M, COVER_N
+                    )
                 tl.debug_barrier()
                 here = scratch_ptr + candidates
                 tl.store(here + scratch_width * GAIN, gain, mask=wanted)

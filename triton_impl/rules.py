@@ -13,12 +13,13 @@ import triton.language as tl
 
 from ..rules import DPP as _DPP
 from ..rules import MMR as _MMR
-from ..rules import Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, TopK
+from ..rules import Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, State, TopK
 
 __all__ = [
     "PARAMS",
     "RULE_IDS",
     "STATES",
+    "STATE_CHANNELS",
     "STATE_COVERAGE",
     "STATE_HISTORY",
     "absorb",
@@ -53,11 +54,13 @@ HARD_SUPPRESS = _known(HardSuppress)
 DPP = _known(_DPP)
 COVERAGE = _known(Coverage)
 TOP_K = _known(TopK)
+MATRIX_COVERAGE = _known(MatrixCoverage)
 
 # What the loop carries besides a priority and a number per token.
 STATES = tuple(State)
 STATE_HISTORY = tl.constexpr(STATES.index(State.HISTORY))
 STATE_COVERAGE = tl.constexpr(STATES.index(State.COVERAGE))
+STATE_CHANNELS = tl.constexpr(STATES.index(State.CHANNELS))
 
 INF = tl.constexpr(float("inf"))
 # What +inf stands for: as in the reference, so that priorities stay finite where they are squared or multiplied.
@@ -141,7 +144,7 @@ def similarity(dot, scale_i, scale_j):
 
 @triton.jit
 def start(importance, takes_part, nonzero, of_tiles, tokens, p0, p1, NORMS: tl.constexpr, RULE: tl.constexpr):
-    """(priority, state) before the first pick; of Coverage (what a gain is at most, saliency), of MaxMin (.., weight).
+    """(priority, state) before the first pick; of coverage (what a gain is at most, saliency), of MaxMin (.., weight).
 
     With NORMS `of_tiles` is the largest similarity to another token that takes part (MaxMin), or the gain (Coverage).
     """
@@ -160,6 +163,8 @@ def start(importance, takes_part, nonzero, of_tiles, tokens, p0, p1, NORMS: tl.c
         return tl.where(nonzero, quality * quality, 0.0), quality
     elif RULE == COVERAGE:
         return of_tiles * GAIN_MARGIN, _saliency(importance, _wide(p0))
+    elif RULE == MATRIX_COVERAGE:  # what is known of a gain that was never summed
+        return state + INF, state + 1.0
     else:
         return importance, state
 

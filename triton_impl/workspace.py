@@ -1,7 +1,8 @@
 """What the workspace of a launch holds.
 
-float32: first dot products (raw, without norms), then the partial sums of tiles whose D is shared out, then arrays of
-`scratch_width` elements, one element per token of the batch, in the order of the constants below.
+float32: first dot products (raw, without norms), or how well channels are covered, then the partial sums of tiles whose
+D is shared out, then arrays of `scratch_width` elements, one element per token of the batch, in the order of the
+constants below.
 """
 
 from __future__ import annotations
