@@ -245,9 +245,9 @@ class IDSelectionState(RuleState, rule=IDSelection):
 
     def __init__(self, rule: IDSelection, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
-        self.gamma, self.floor = rule.gamma, rule.floor
+        self.gamma, self.floor = rule.gamma, -math.inf if rule.floor is None else rule.floor
         # At or below it a token has no priority.
-        self.limit = rule.floor if rule.ties == "importance" else -math.inf
+        self.limit = torch.full_like(batch.importance[:, :1], self.floor if rule.ties == "importance" else -math.inf)
 
     def start(self) -> torch.Tensor:
         importance = self.batch.importance
@@ -256,8 +256,7 @@ class IDSelectionState(RuleState, rule=IDSelection):
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         distance = (1 - self.batch.similarity(pick)).clamp(min=0)
         priority = priority - torch.exp(-self.gamma * distance**2) * score[:, None]
-        floored = priority if self.floor is None else priority.clamp(min=self.floor)
-        return torch.where(priority > self.limit, floored, -math.inf)
+        return torch.where(priority > self.limit, priority.clamp(min=self.floor), -math.inf)
 
     @classmethod
     def has_edge(cls, rule: Rule) -> bool:
@@ -265,8 +264,7 @@ class IDSelectionState(RuleState, rule=IDSelection):
 
     def move_edge(self, slack: int) -> None:
         if self.batch.shape[1]:
-            largest = self.batch.importance.amax(1, keepdim=True).clamp(min=0)
-            self.limit = self.limit - slack * SIMILARITY_SLACK * largest
+            self.limit -= slack * SIMILARITY_SLACK * self.batch.importance.amax(1, keepdim=True).clamp(min=0)
 
 
 class MMRState(RuleState, rule=MMR):
