@@ -84,6 +84,7 @@ def test_nothing_to_select(plain: Backend) -> None:
 
 
 OFFSETS = torch.tensor([0, 5, 12])
+NMS, GRIDS = idsel.HardSuppress(radius=1), torch.tensor([[3, 4], [2, 6]])
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "shape": (
         lambda: idsel.plan(X, 3, importance=S).run(X[:1], S),
@@ -134,6 +135,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: idsel.plan(X[0], 2, importance=S[0], cu_seqlens=OFFSETS).run(X[0], S[0], cu_seqlens=OFFSETS + 1),
         ValueError,
         "cu_seqlens must start at 0, got 1",
+    ),
+    "grids that were not planned": (
+        lambda: idsel.plan(X, 3, "nms", S).run(X, S, grids=GRIDS),
+        ValueError,
+        "grids must be None, as planned, got (2, 2) torch.int64 on cpu",
+    ),
+    "grids that were": (
+        lambda: idsel.plan(X, 3, NMS, S, grids=GRIDS).run(X, S),
+        ValueError,
+        "grids must be (2, 2) torch.int64 on cpu, as planned, got None",
+    ),
+    "sides of grids": (
+        lambda: idsel.plan(X, 3, NMS, S, grids=GRIDS).run(X, S, grids=GRIDS + 1),
+        ValueError,
+        "grids[0] must have N = 12 cells, got 4 x 5",
     ),
     "out is no pair": (
         lambda: idsel.plan(X, 3, importance=S).run(X, S, out=torch.zeros(2, 3)),  # type: ignore[arg-type]

@@ -136,9 +136,13 @@ struct PickArgs {
 
     unsigned long long* similarities_read;  // (batch,) or null
     unsigned long long* panels_made;        // (batch, 2) or null
+
+    // The last, so that what all rules need is read from shared memory 16 bytes at a time.
+    const int32_t* grids;  // (batch, 2) or null
 };
 
-struct KernelArgs : PickArgs {
+// Aligned, so that what lies behind it in shared memory is read 16 bytes at a time.
+struct alignas(16) KernelArgs : PickArgs {
     const void* features;
     int32_t dtype;  // idsel_dtype
     int32_t dim;

@@ -66,6 +66,8 @@ struct Rule {
 //   float absorb(state, weight, priority)  the state after a pick of this priority, given the weight of the token's
 //                                       similarity to it
 //   float priority(state, importance)   from the state, once a pick counts
+//   void set_width(width)               of the grid of the sample, where it has one of its own; <= 0: it has none
+//   bool has_grid()                     whether they lie on one; if not, all have the cell {0, 0}
 //   Cell cell(j)                        where a token lies
 //   bool suppresses(cell, other)        whether a pick takes its priority from another token for where they lie: its state
 //                                       is then -inf, which priority() and absorb() have to keep
@@ -89,6 +91,8 @@ struct TokenRule : Rule {
     IDSEL_HD float untouched(float importance) const { return importance; }
     IDSEL_HD float priority(float state, float /*importance*/) const { return state; }
     IDSEL_HD float weight(float c) const { return c; }
+    IDSEL_HD void set_width(int /*width*/) {}
+    IDSEL_HD bool has_grid() const { return false; }
     IDSEL_HD Cell cell(int /*j*/) const { return {0, 0}; }
     IDSEL_HD bool suppresses(Cell /*pick*/, Cell /*other*/) const { return false; }
 
