@@ -292,6 +292,8 @@ def nms_select(
 ) -> Selection:
     """Greedy non-maximum suppression (D2Pruner, TRIO): `select` with `HardSuppress(threshold, grid, radius)`.
 
+    Of pictures that differ in size, `grids` says how each lies, in place of `grid`.
+
     Example:
         >>> import torch, idsel_kernels as idsel
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
