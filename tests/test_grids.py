@@ -23,16 +23,16 @@ SIDES: Sides = [(4, 6), (3, 8), (1, 24)]
 DENSE = clustered(3, 24, 8, seed=8)
 RAGGED_SIDES: Sides = [(5, 6), (0, 3), (7, 1), (4, 10), (1, 1)]
 RAGGED = ragged([height * width for height, width in RAGGED_SIDES], 8, seed=9)
-# Of more tokens than a tile or a panel has.
-LARGE_SIDES: Sides = [(10, 14), (20, 7), (1, 140)]
-LARGE = clustered(3, 140, 8, seed=10)
+# More tokens than a panel or the threads of a CTA.
+LARGE_SIDES: Sides = [(15, 20), (30, 10), (1, 300)]
+LARGE = clustered(3, 300, 8, seed=10)
 EVERY_THIRD = torch.arange(72).view(3, 24) % 3 != 1
 
-CASES = pytest.mark.parametrize("case", ["dense", "ragged"])
+KINDS = pytest.mark.parametrize("kind", ["dense", "ragged"])
 
 
-def _inputs(case: str, dtype: torch.dtype = torch.int32) -> dict[str, Any]:
-    of, sides = (DENSE, SIDES) if case == "dense" else (RAGGED, RAGGED_SIDES)
+def _inputs(kind: str, dtype: torch.dtype = torch.int32) -> dict[str, Any]:
+    of, sides = (DENSE, SIDES) if kind == "dense" else (RAGGED, RAGGED_SIDES)
     return {**of.inputs(), "grids": torch.tensor(sides, dtype=dtype)}
 
 
@@ -57,11 +57,11 @@ def _assert_picks_of_the_rule(sel: idsel.Selection, inputs: dict[str, Any], rule
         assert sel.scores[b].tolist() == pytest.approx(scores, abs=1e-6)
 
 
-@CASES
+@KINDS
 @pytest.mark.parametrize("radius", [0, 1, 2, 10**9])
 @pytest.mark.parametrize("k", [7, 24])
-def test_each_sample_lies_on_its_own_grid(case: str, radius: int, k: int, backend: Backend) -> None:
-    inputs, rule, k = _inputs(case), dataclasses.replace(RULE, radius=radius), backend.fewer(k)
+def test_each_sample_lies_on_its_own_grid(kind: str, radius: int, k: int, backend: Backend) -> None:
+    inputs, rule, k = _inputs(kind), dataclasses.replace(RULE, radius=radius), backend.fewer(k)
     sel = backend.select(**inputs, k=k, rule=rule)
     _assert_picks_of_the_rule(sel, inputs, rule, k)
     check_selection(sel, **inputs, rule=rule, k=k).assert_ok(REGRET)
@@ -85,9 +85,9 @@ def test_one_grid_for_all_is_that_of_the_rule_bit_for_bit(dtype: torch.dtype, ba
     assert torch.equal(sel.indices, expected.indices)
 
 
-@CASES
-def test_batch_mates_change_no_bit(case: str, backend: Backend) -> None:
-    inputs, k = _inputs(case), backend.fewer(12)
+@KINDS
+def test_batch_mates_change_no_bit(kind: str, backend: Backend) -> None:
+    inputs, k = _inputs(kind), backend.fewer(12)
     together = backend.select(**inputs, k=k, rule=RULE)
     for b, (features, importance, _) in enumerate(_samples(inputs)):
         alone = backend.select(features, k, RULE, importance, grids=inputs["grids"][b : b + 1])
@@ -102,19 +102,30 @@ def test_with_as_many_picks_as_the_device_says(backend: Backend) -> None:
     assert torch.equal(sel.indices, listed.indices)
 
 
-@pytest.mark.parametrize("is_ragged", [False, True], ids=["dense", "ragged"])
-def test_panels(is_ragged: bool, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def _large(kind: str) -> dict[str, Any]:
+    grids = torch.tensor(LARGE_SIDES)
+    if kind == "dense":
+        return {**LARGE.inputs(), "grids": grids}
+    flat = {name: value.flatten(0, 1) for name, value in LARGE.inputs().items()}
+    return {**flat, "grids": grids, "cu_seqlens": torch.tensor([0, 300, 600, 900])}
+
+
+@KINDS
+def test_more_tokens_than_threads(kind: str, backend: Backend) -> None:
+    inputs, k = _large(kind), backend.fewer(60)
+    check_selection(backend.select(**inputs, k=k, rule=RULE), **inputs, rule=RULE).assert_ok(REGRET)
+
+
+@KINDS
+def test_panels(kind: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each CTA of a group works on the grid of its sample."""
     if not hasattr(dispatch._load(backend.name), "gram_budget_bytes"):
         pytest.skip(f"{backend.name} has no budget for the Gram")
-    inputs, k = {**LARGE.inputs(), "grids": torch.tensor(LARGE_SIDES)}, backend.fewer(60)
-    if is_ragged:
-        flat = {name: value.flatten(0, 1) for name, value in LARGE.inputs().items()}
-        inputs = {**inputs, **flat, "cu_seqlens": torch.tensor([0, 140, 280, 420])}
+    inputs, k = _large(kind), backend.fewer(60)
     monkeypatch.setenv("IDSEL_EMULATOR_MULTIPROCESSORS", "7")
     set_gram_budget(monkeypatch, backend.name, 1)
     assert "panels" in idsel.explain(**backend.inputs(inputs), k=k, rule=RULE, backend=backend.name).algorithm
-    _assert_picks_of_the_rule(backend.select(**inputs, k=k, rule=RULE), inputs, RULE, k)
+    check_selection(backend.select(**inputs, k=k, rule=RULE), **inputs, rule=RULE).assert_ok(REGRET)
 
 
 # What a GPU does not check, of samples of 24 tokens; the last one is right.
@@ -164,26 +175,9 @@ def test_prune_keeps_protected_tokens_on_their_grid() -> None:
     assert torch.equal(out.indices, torch.cat([torch.full((3, 1), 5), sel.indices], 1))
 
 
-@CASES
-def test_a_planned_run_takes_other_grids(case: str, backend: Backend) -> None:
-    inputs, k = _inputs(case), backend.fewer(8)
-    given = backend.inputs(inputs)
-    plan = idsel.plan(**given, k=k, rule=RULE, backend=backend.name)
-    turned = {**inputs, "grids": inputs["grids"].flip(1).contiguous()}
-    for call in (inputs, turned, {**inputs, "grids": inputs["grids"].T.contiguous().T}):
-        found = backend.fetch(plan.run(**backend.inputs(call)))
-        _assert_picks_of_the_rule(found, call, RULE, k)
-
-
-def test_a_planned_share_of_what_exists() -> None:
-    inputs = {**_inputs("dense"), "mask": EVERY_THIRD}
-    plan = idsel.plan(**inputs, keep_ratio=0.5, rule=RULE)
-    assert same(plan.run(**inputs), idsel.select(**inputs, keep_ratio=0.5, rule=RULE))
-
-
 def test_checks_take_them() -> None:
-    for case in ("dense", "ragged"):
-        inputs = _inputs(case)
+    for kind in ("dense", "ragged"):
+        inputs = _inputs(kind)
         assert_parity("torch", "torch", **inputs, k=9, rule=RULE)
         sel = idsel.select(**inputs, k=9, rule=RULE)
         assert torch.equal(idsel.testing.oracle(**inputs, k=9, rule=RULE).indices, sel.indices)
@@ -191,16 +185,16 @@ def test_checks_take_them() -> None:
         assert check_selection(sel, **narrower, rule=RULE, k=9).worst_regret > 0
 
 
-@CASES
-def test_the_operator(case: str) -> None:
-    inputs = _inputs(case)
+@KINDS
+def test_the_operator(kind: str) -> None:
+    inputs = _inputs(kind)
     rule_id, params = RULE.encode()
     arguments = inputs.pop("features"), [4], rule_id, params, inputs.pop("importance")
     torch.library.opcheck(torch.ops.idsel.select.default, arguments, inputs)
 
 
-@CASES
-def test_a_compiled_program_takes_other_grids(case: str) -> None:
+@KINDS
+def test_a_compiled_program_takes_other_grids(kind: str) -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []
 
@@ -211,7 +205,7 @@ def test_a_compiled_program_takes_other_grids(case: str) -> None:
     def pruned(grids: torch.Tensor, of: Case) -> torch.Tensor:
         return idsel.prune(of.features, 5, RULE, of.importance, cu_seqlens=of.cu_seqlens, grids=grids).hidden
 
-    of, grids = (DENSE, SIDES) if case == "dense" else (RAGGED, RAGGED_SIDES)
+    of, grids = (DENSE, SIDES) if kind == "dense" else (RAGGED, RAGGED_SIDES)
     compiled = torch.compile(pruned, fullgraph=True, backend=count)
     for sides in (torch.tensor(grids), torch.tensor(grids).flip(1)):
         assert torch.equal(compiled(sides, of), pruned(sides, of))
