@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     k_max: int | None
     mask: torch.Tensor | None
     cu_seqlens: torch.Tensor | None
+    grids: torch.Tensor | None
     sort: bool
     backend: str | None
     validate: bool
@@ -52,6 +53,7 @@ def select(
     k_max: int | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
     validate: bool = False,
@@ -78,11 +80,15 @@ def select(
         mask: bool, shaped like importance. False takes the token out of the problem altogether.
         cu_seqlens: (B+1,) int32 or int64 on the device of features, for a ragged batch: sample b is the rows
             cu_seqlens[b] to cu_seqlens[b+1]. Indices count from the start of the sample. int32 saves a conversion.
+        grids: (B, 2) int32 or int64 on the device of features, (1, 2) with (N, D) features, for `HardSuppress`: height
+            and width of the grid on which the tokens of each sample lie, row by row, in place of the rule's `grid`. On
+            a CPU and with `validate` a grid whose cells are not as many as the sample's tokens raises, else a width
+            below 1 is no grid. int32 saves a conversion.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
         validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
-            importance, negative importance for `Coverage`, `cu_seqlens` and a k on the device (on a CPU these two
-            always) raise instead of following the policy below.
+            importance, negative importance for `Coverage`, `cu_seqlens`, `grids` and a k on the device (on a CPU
+            these three always) raise instead of following the policy below.
 
     Returns:
         `Selection(indices, scores)`, always batched: an (N, D) input gives (1, k). Neither requires grad.
@@ -108,13 +114,17 @@ def select(
     """
     key = None
     is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
-    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(features, importance, mask, cu_seqlens):
-        given = Inputs(features, importance, mask, cu_seqlens)
+    tensors = features, importance, mask, cu_seqlens, grids
+    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(*tensors):
+        given = Inputs(features, importance, mask, cu_seqlens, None, grids)
         key, call = calls.find(given, rule, plain_k, sort, backend)
         if call is not None:
             return Selection(*call.run(given))
     inputs, counts, rule = prepare(
-        features, k, rule, importance, mask, cu_seqlens, sort, backend, keep_ratio=keep_ratio, k_max=k_max
+        *(features, k, rule, importance, mask, cu_seqlens, sort, backend),
+        keep_ratio=keep_ratio,
+        k_max=k_max,
+        grids=grids,
     )
     return run(inputs, counts, rule, sort, backend, validate, key)
 
@@ -135,11 +145,10 @@ def run(
     """
     checks.check_flag("validate", validate)
     if must_trace(*inputs):
-        features, importance, mask, cu_seqlens, device_counts = inputs
+        features, *companions, device_counts, grids = inputs
         rule_id, params = rule.encode()
-        companions = importance, mask, cu_seqlens
-        answer = ops.select(features, counts, rule_id, params, *companions, sort, backend, validate, device_counts)
-        return Selection(*answer)
+        options = sort, backend, validate
+        return Selection(*ops.select(features, counts, rule_id, params, *companions, *options, device_counts, grids))
     return Selection(*calls.run(inputs, rule, counts, sort, backend, validate, key))
 
 
@@ -153,14 +162,15 @@ def explain(
     k_max: int | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> dispatch.Explanation:
     """Says which engine and algorithm `select` would use for the same arguments, and why; runs nothing.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, sort, backend: as for `select`; no values
-            are read.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, sort, backend: as for `select`; no
+            values are read.
 
     Returns:
         An `Explanation`; print it.
@@ -174,7 +184,10 @@ def explain(
         'torch'
     """
     inputs, counts, rule = prepare(
-        features, k, rule, importance, mask, cu_seqlens, sort, backend, keep_ratio=keep_ratio, k_max=k_max
+        *(features, k, rule, importance, mask, cu_seqlens, sort, backend),
+        keep_ratio=keep_ratio,
+        k_max=k_max,
+        grids=grids,
     )
     return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort), backend)
 
@@ -191,6 +204,7 @@ def prepare(
     *,
     keep_ratio: float | None = None,
     k_max: int | None = None,
+    grids: torch.Tensor | None = None,
 ) -> tuple[Inputs, list[int], Rule]:
     """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name."""
     rule = by_name(rule)() if isinstance(rule, str) else rule
@@ -199,9 +213,9 @@ def prepare(
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
     batched = cu_seqlens is not None or not _is_strided(features) or features.dim() != 2
-    inputs = Inputs(features, importance, mask, cu_seqlens)
+    inputs = Inputs(features, importance, mask, cu_seqlens, grids=grids)
     if not batched:
-        inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask))
+        inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask), grids=grids)
     checks.check_inputs(inputs, rule, batched)
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch)
@@ -278,6 +292,8 @@ def nms_select(
     **options: Unpack[Options],
 ) -> Selection:
     """Greedy non-maximum suppression (D2Pruner, TRIO): `select` with `HardSuppress(threshold, grid, radius)`.
+
+    Of pictures that differ in size, `grids` says how each lies, in place of `grid`.
 
     Example:
         >>> import torch, idsel_kernels as idsel

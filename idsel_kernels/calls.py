@@ -43,14 +43,15 @@ def layout_of(
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     counts: torch.Tensor | None,
+    grids: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """All that a call depends on in its tensors but for their values and where they lie."""
     layout: tuple[Any, ...] = (features.shape, features.stride(), features.dtype, features.device)
     if importance is not None:
         layout += (importance.shape, importance.stride(), importance.dtype, importance.device)
-    if mask is None and cu_seqlens is None and counts is None:
+    if mask is None and cu_seqlens is None and counts is None and grids is None:
         return layout
-    for tensor in (mask, cu_seqlens, counts):
+    for tensor in (mask, cu_seqlens, counts, grids):
         layout += (None,) if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
     return layout
 
@@ -125,4 +126,5 @@ def make(inputs: Inputs, rule: Rule, k: list[int], sort: bool, backend: str | No
 
 def reads_values(inputs: Inputs) -> bool:
     """Whether something about the call is in values that lie on the host."""
-    return inputs.features.device.type == "cpu" and (inputs.cu_seqlens is not None or inputs.counts is not None)
+    of_samples = inputs.cu_seqlens, inputs.counts, inputs.grids
+    return inputs.features.device.type == "cpu" and any(tensor is not None for tensor in of_samples)

@@ -48,7 +48,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
 
     `batched` False words the messages for features given as (N, D).
     """
-    features, importance, mask, cu_seqlens, _counts = inputs
+    features, importance, mask, cu_seqlens, _counts, grids = inputs
     _check_features(features, cu_seqlens, batched)
     if importance is not None:
         _check_companion("importance", importance, features, cu_seqlens, batched)
@@ -63,6 +63,9 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
             raise TypeError(f"mask must be torch.bool (False = not selectable), got {mask.dtype}")
     if cu_seqlens is None:
         _check_rule_fits(rule, features.shape[-2])
+    _check_has_grid(rule, grids)
+    if grids is not None:
+        _check_grids(grids, features, features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
 
 
 def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
@@ -250,6 +253,26 @@ def _check_grid(rule: Rule, tokens: int) -> None:
         raise ValueError(f"HardSuppress: grid must have N = {tokens} cells, got {height} x {width}")
 
 
+def _check_has_grid(rule: Rule, grids: Any) -> None:
+    """A rule that asks where tokens lie is told by itself or by the call."""
+    if not isinstance(rule, HardSuppress):
+        if grids is not None:
+            raise ValueError(f"grids goes with HardSuppress, got it with {type(rule).__name__}")
+    elif rule.grid is not None and grids is not None:
+        raise ValueError(f"HardSuppress: either grid= or grids= may be given, got grid={rule.grid!r} and grids=")
+    elif rule.grid is None and grids is None and rule.radius > 0:
+        raise ValueError(f"HardSuppress: radius={rule.radius} needs grid=(height, width) or grids=, got neither")
+
+
+def _check_grids(grids: Any, features: torch.Tensor, batch: int) -> None:
+    check_tensor("grids", grids)
+    if grids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"grids must be torch.int32 or torch.int64, got {grids.dtype}")
+    if grids.shape != (batch, 2):
+        raise ValueError(f"grids must be (B, 2) = ({batch}, 2), got shape {_shape(grids)}")
+    _check_device("grids", grids, features)
+
+
 def check_rule(rule: Any) -> None:
     """A rule instance, not its class or its name."""
     if isinstance(rule, Rule) and rule.is_complete:
@@ -283,15 +306,9 @@ def check_backend(name: Any, known: Sequence[str], source: str = "backend") -> N
 
 
 def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
-    """Checks that read values: `cu_seqlens` and `k` where that costs no device sync, everything with `validate`."""
-    read = validate or problem.device.type == "cpu"
-    if read and inputs.cu_seqlens is not None:
-        offsets = inputs.cu_seqlens.tolist()
-        check_offsets(offsets, problem.tokens)
-        for begin, end in itertools.pairwise(offsets):
-            _check_grid(problem.rule, end - begin)
-    if read and inputs.counts is not None:
-        check_counts(inputs.counts, problem.k_max)
+    """Checks that read values: all with `validate`, else those of samples where that costs no device sync."""
+    if validate or problem.device.type == "cpu":
+        _check_values_of_samples(problem, inputs)
     if not validate:
         return
     # Masked tokens are no part of the problem, so they may hold anything.
@@ -301,6 +318,30 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
         _check_finite("importance", "token", torch.isfinite(inputs.importance) | ignored)
         if isinstance(problem.rule, Coverage) and bool(((inputs.importance < 0) & ~ignored).any()):
             raise ValueError("importance must be >= 0 for Coverage, got a negative one")
+
+
+def _check_values_of_samples(problem: Problem, inputs: Inputs) -> None:
+    """Values of `cu_seqlens`, `k` and `grids`."""
+    lengths = [problem.tokens] * problem.batch
+    if inputs.cu_seqlens is not None:
+        offsets = inputs.cu_seqlens.tolist()
+        check_offsets(offsets, problem.tokens)
+        lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
+        for length in lengths:
+            _check_grid(problem.rule, length)
+    if inputs.counts is not None:
+        check_counts(inputs.counts, problem.k_max)
+    if inputs.grids is not None:
+        _check_sides(inputs.grids, lengths)
+
+
+def _check_sides(grids: torch.Tensor, lengths: list[int]) -> None:
+    """Values of `grids`: as many cells as the sample has tokens; of none, any grid will do."""
+    for sample, ((height, width), tokens) in enumerate(zip(grids.tolist(), lengths, strict=True)):
+        if min(height, width) < 0:
+            raise ValueError(f"grids[{sample}] must be >= 0, got {height} x {width}")
+        if tokens and height * width != tokens:
+            raise ValueError(f"grids[{sample}] must have N = {tokens} cells, got {height} x {width}")
 
 
 def form_of(tensor: torch.Tensor | None) -> Form | None:

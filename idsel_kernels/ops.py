@@ -23,7 +23,7 @@ __all__ = ["merge", "select"]
 _SCHEMA = (
     "select(Tensor features, SymInt[] k, int rule_id, float[] params, Tensor? importance=None, "
     "Tensor? mask=None, Tensor? cu_seqlens=None, bool sort=False, str? backend=None, bool validate=False, "
-    "Tensor? counts=None)"
+    "Tensor? counts=None, Tensor? grids=None)"
     " -> (Tensor indices, Tensor scores)"
 )
 
@@ -44,9 +44,10 @@ def _select(
     backend: str | None = None,
     validate: bool = False,
     counts: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks again: a compiled graph meets new tensors, and the operator can be called without the public function."""
-    inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts), decode(rule_id, params)
+    inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts, grids), decode(rule_id, params)
     checks.check_inputs(inputs, rule)
     if cu_seqlens is None and features.dim() != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
@@ -71,6 +72,7 @@ def _select_fake(
     backend: str | None = None,
     validate: bool = False,
     counts: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     width = k[0] if len(k) == 1 else max(k)

@@ -46,7 +46,7 @@ class Plan:
         self._recounts = inputs.counts is not None and k is None
         self._counts = None if self._recounts else inputs.counts
         self._problem = problem = Problem.of(inputs, rule, counts, options["sort"])
-        self._planned = tuple(map(checks.form_of, (*given[:4], inputs.counts)))
+        self._planned = tuple(map(checks.form_of, given._replace(counts=inputs.counts)))
         self._reads_values = calls.reads_values(inputs)
         engine = dispatch.choose(problem, backend)
         self.backend, self.algorithm = engine.name, engine.algorithm(problem)
@@ -64,14 +64,15 @@ class Plan:
         *,
         mask: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
+        grids: torch.Tensor | None = None,
         k: torch.Tensor | None = None,
         out: Outputs | None = None,
     ) -> Selection:
         """Selects, on the current stream of the tensors' device, which nothing waits for.
 
         Args:
-            features, importance, mask, cu_seqlens: as `plan` was given them: of the same shapes, dtypes and device,
-                and those that it was not given not either. Values and strides are free.
+            features, importance, mask, cu_seqlens, grids: as `plan` was given them: of the same shapes, dtypes and
+                device, and those that it was not given not either. Values and strides are free.
             k: where a tensor was planned: another one like it. None: that one, with the values that it has by now.
             out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example. None:
                 those of the plan, `plan.out`, which the next run overwrites.
@@ -90,49 +91,40 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
-        if must_trace(features, importance, mask, cu_seqlens, k if isinstance(k, torch.Tensor) else None):
-            return self._traced(features, importance, mask, cu_seqlens, k, out)
+        if must_trace(features, importance, mask, cu_seqlens, grids, k if isinstance(k, torch.Tensor) else None):
+            return self._traced(Inputs(features, importance, mask, cu_seqlens, None, grids), k, out)
         counts = self._counts
         if k is not None or self._recounts:
-            counts = self._counted(features, importance, mask, cu_seqlens, k)
+            counts = self._counted(Inputs(features, importance, mask, cu_seqlens, None, grids), k)
         try:
-            launcher = self._launchers.get(calls.layout_of(features, importance, mask, cu_seqlens, counts))
+            launcher = self._launchers.get(calls.layout_of(features, importance, mask, cu_seqlens, counts, grids))
         except RuntimeError:  # a tensor without strides
             launcher = None
         if launcher is None:
-            launcher = self._fitted(Inputs(features, importance, mask, cu_seqlens, counts))
+            launcher = self._fitted(Inputs(features, importance, mask, cu_seqlens, counts, grids))
         if self._reads_values:
-            inputs = Inputs(features, importance, mask, cu_seqlens, counts)
+            inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids)
             checks.check_values(self._problem, inputs, validate=False)
         if out is None:
-            launcher(features, importance, mask, cu_seqlens, counts, self.out)
+            launcher(features, importance, mask, cu_seqlens, counts, grids, self.out)
             return self.out
         checks.check_out(out, self.out)
-        return Selection(*launcher(features, importance, mask, cu_seqlens, counts, out))
+        return Selection(*launcher(features, importance, mask, cu_seqlens, counts, grids, out))
 
     def _prepared(self, given: Inputs, backend: str | None = None) -> tuple[Inputs, list[int], Rule]:
-        features, importance, mask, cu_seqlens, _ = given
-        return api.prepare(
-            features, importance=importance, mask=mask, cu_seqlens=cu_seqlens, backend=backend, **self._options
-        )
+        return api.prepare(**_without_counts(given), backend=backend, **self._options)
 
-    def _counted(
-        self,
-        features: torch.Tensor,
-        importance: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        k: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def _counted(self, given: Inputs, k: torch.Tensor | None) -> torch.Tensor | None:
         """How many tokens to keep of each sample, where the plan does not say."""
         if self._recounts and k is None:
-            return self._prepared(Inputs(features, importance, mask, cu_seqlens))[0].counts
+            return self._prepared(given)[0].counts
         k = checks.check_planned_k(k, self._counts is not None)
-        return device_counts(k, Inputs(features), self._problem.batch)
+        return device_counts(k, given, self._problem.batch)
 
     def _fitted(self, given: Inputs) -> Launcher:
         """The launcher for tensors of the planned shapes, but of strides that are new."""
-        for name, planned, tensor in zip((*Inputs._fields[:4], "k"), self._planned, given, strict=True):
+        for field, planned, tensor in zip(Inputs._fields, self._planned, given, strict=True):
+            name = "k" if field == "counts" else field
             checks.check_as_planned(name, planned, tensor)
         inputs = self._prepared(given)[0]._replace(counts=given.counts)
         launcher = self._engine.launcher(self._problem, inputs, self._memory)
@@ -141,24 +133,20 @@ class Plan:
         self._launchers[calls.layout_of(*given)] = launcher
         return launcher
 
-    def _traced(
-        self,
-        features: torch.Tensor,
-        importance: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        k: torch.Tensor | None,
-        out: Outputs | None,
-    ) -> Selection:
+    def _traced(self, given: Inputs, k: torch.Tensor | None, out: Outputs | None) -> Selection:
         options = self._options if k is None else {**self._options, "k": k}
-        found = api.select(
-            features, importance=importance, mask=mask, cu_seqlens=cu_seqlens, backend=self.backend, **options
-        )
+        found = api.select(**_without_counts(given), backend=self.backend, **options)
         if out is None:
             return found
         for to, tensor in zip(out, found, strict=True):
             to.copy_(tensor)
         return Selection(*out)
+
+
+def _without_counts(given: Inputs) -> dict[str, Any]:
+    """The tensors that `select` takes under their names here."""
+    features, importance, mask, cu_seqlens, _counts, grids = given
+    return {"features": features, "importance": importance, "mask": mask, "cu_seqlens": cu_seqlens, "grids": grids}
 
 
 def plan(
@@ -171,6 +159,7 @@ def plan(
     k_max: int | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> Plan:
@@ -181,9 +170,9 @@ def plan(
     for the current stream of a GPU, so that its runs may be on any, and has to be made outside of a capture.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, sort, backend: as for `select`. Tensors tell
-            their shape, dtype and device: none but k is kept, and no values are read. The backend is chosen now,
-            `use_backend` and `IDSEL_BACKEND` included.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, sort, backend: as for `select`.
+            Tensors tell their shape, dtype and device: none but k is kept, and no values are read. The backend is
+            chosen now, `use_backend` and `IDSEL_BACKEND` included.
 
     Returns:
         A `Plan`.
@@ -204,5 +193,5 @@ def plan(
         Traceback (most recent call last):
         ValueError: features must be (3, 3) torch.float32 on cpu, as planned, got (4, 4) torch.float32 on cpu
     """
-    given = Inputs(features, importance, mask, cu_seqlens)
+    given = Inputs(features, importance, mask, cu_seqlens, grids=grids)
     return Plan(given, backend, k=k, rule=rule, keep_ratio=keep_ratio, k_max=k_max, sort=sort)

@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
 
     Dense: features (B, N, D), importance (B, N), mask (B, N). Ragged: features (T, D), importance (T,), mask (T,)
     and cu_seqlens (B+1,) int32 or int64, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1]. `counts` (B,) int32
-    or int64 is a k that lies on the device.
+    or int64 is a k that lies on the device; `grids` (B, 2) int32 or int64 has height and width of each sample's grid.
     """
 
     features: torch.Tensor
@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
     mask: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
     counts: torch.Tensor | None = None
+    grids: torch.Tensor | None = None
 
 
 class Problem(NamedTuple):
@@ -44,12 +45,13 @@ class Problem(NamedTuple):
     has_importance: bool = False
     has_mask: bool = False
     has_counts: bool = False
+    has_grids: bool = False
     sort: bool = False
     width: int | None = None
 
     @classmethod
     def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
-        features, importance, mask, cu_seqlens, counts = inputs
+        features, importance, mask, cu_seqlens, counts, grids = inputs
         ragged = cu_seqlens is not None
         return cls(
             rule=rule,
@@ -63,6 +65,7 @@ class Problem(NamedTuple):
             has_importance=importance is not None,
             has_mask=mask is not None,
             has_counts=counts is not None,
+            has_grids=grids is not None,
             sort=sort,
         )
 

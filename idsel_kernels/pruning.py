@@ -96,6 +96,7 @@ def prune(
     features: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
+    grids: torch.Tensor | None = None,
     order: Literal["raster", "pick"] = "raster",
     position_ids: torch.Tensor | None = None,
     protect: torch.Tensor | None = None,
@@ -112,7 +113,7 @@ def prune(
     Args:
         hidden: (B, N, C) or (N, C), or (T, C) with `cu_seqlens`; any dtype and strides: what is cut. Gradients flow
             to it.
-        k, keep_ratio, k_max, rule, importance, mask, cu_seqlens, backend, validate: as for `select`.
+        k, keep_ratio, k_max, rule, importance, mask, cu_seqlens, grids, backend, validate: as for `select`.
         features: (B, N, D) or (N, D) or (T, D): what is compared, `hidden` unless given. Tokens may so be chosen by
             their CLIP features and cut from the projected ones.
         order: of the kept tokens, "raster" as they stood, "pick" as they were picked.
@@ -167,6 +168,7 @@ def prune(
         *(k, rule, importance, mask, cu_seqlens, sort_first, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
+        grids=grids,
     )
     if hidden.dim() == 2 and cu_seqlens is None:
         hidden = hidden[None]
@@ -276,7 +278,7 @@ def _around(
     protect: torch.Tensor, inputs: Inputs, counts: list[int], rule: Rule, backend: str | None, validate: bool
 ) -> Selection:
     """The protected tokens, then what the rule picks among the others until there are k."""
-    features, _importance, mask, cu_seqlens, device_counts = inputs
+    features, _importance, mask, cu_seqlens, device_counts, _grids = inputs
     width, device = max(counts), features.device
     protected = protect if mask is None else protect & mask
     if cu_seqlens is None:

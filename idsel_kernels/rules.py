@@ -247,11 +247,12 @@ class HardSuppress(Rule):
 
     Args:
         threshold: similarity above which a token is suppressed, in [-1, 1]. 0.8 is the value in TRIO's official code.
-        grid: (height, width) of the token grid in row-major order, height * width = N, or None.
-        radius: suppressed neighbourhood in cells, >= 0; needs `grid`.
+        grid: (height, width) of the token grid in row-major order, height * width = N, of all samples alike. None:
+            there is none, or each sample has its own, which the call is given as `grids`.
+        radius: suppressed neighbourhood in cells, >= 0; needs a grid: `select` refuses it with neither.
 
     Raises:
-        TypeError, ValueError: a parameter has the wrong type, is out of range, or `radius` comes without `grid`.
+        TypeError, ValueError: a parameter has the wrong type or is out of range.
 
     Example:
         >>> HardSuppress(threshold=0.9, grid=(24, 24), radius=1)
@@ -268,8 +269,6 @@ class HardSuppress(Rule):
         _check_number("HardSuppress", "threshold", self.threshold, low=-1.0, high=1.0)
         _check_int("HardSuppress", "radius", self.radius, low=0)
         if self.grid is None:
-            if self.radius > 0:
-                raise ValueError(f"HardSuppress: radius={self.radius} needs grid=(height, width), got grid=None")
             return
         if not isinstance(self.grid, tuple) or len(self.grid) != 2:
             raise TypeError(f"HardSuppress: grid must be a tuple (height, width) or None, got {self.grid!r}")

@@ -130,12 +130,13 @@ def check_selection(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     k: Count | None = None,
+    grids: torch.Tensor | None = None,
 ) -> SelectionReport:
     """Replays the picks in float64 on the CPU and reports how good each was.
 
     Args:
         sel: the selection, in pick order (not sorted).
-        features, rule, importance, mask, cu_seqlens: as they were given to `select`.
+        features, rule, importance, mask, cu_seqlens, grids: as they were given to `select`.
         k: as given to `select`, where it was a list or a tensor; otherwise the width of `sel` tells.
 
     Returns:
@@ -155,7 +156,7 @@ def check_selection(
         raise TypeError(f"sel.indices must be torch.int64, got {indices.dtype}")
     width = indices.shape[-1]
     k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
-    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens)
+    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, grids)
     problem = Problem.of(inputs, rule, counts, sort=False)._replace(width=max(width, *counts))
     if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
         wanted = (problem.batch, problem.k_max)
@@ -177,13 +178,14 @@ def oracle(
     cu_seqlens: torch.Tensor | None = None,
     sort: bool = False,
     *,
+    grids: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     gram: str = "auto",
 ) -> Selection:
     """The reference selection in a precision of choice: float64 unless told, where `select` computes in float32.
 
     Args:
-        features, k, rule, importance, mask, cu_seqlens, sort: as for `select`.
+        features, k, rule, importance, mask, cu_seqlens, sort, grids: as for `select`.
         dtype: torch.float64 or torch.float32.
         gram: "full", "rows" or "auto": all similarities at once, one row per pick, or the faster of them.
 
@@ -202,7 +204,7 @@ def oracle(
         raise ValueError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     if gram not in ("auto", "full", "rows"):
         raise ValueError(f"gram must be 'auto', 'full' or 'rows', got {gram!r}")
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None)
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None, grids=grids)
     return Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
 
 
@@ -216,6 +218,7 @@ def assert_parity(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     *,
+    grids: torch.Tensor | None = None,
     tolerance: float = 1e-5,
     margin: float = 1e-5,
     exact: bool = False,
@@ -224,8 +227,8 @@ def assert_parity(
 
     Args:
         engine_a, engine_b: backend names.
-        features, k, rule, importance, mask, cu_seqlens: as for `select`; copied to where a backend runs if that is
-            elsewhere.
+        features, k, rule, importance, mask, cu_seqlens, grids: as for `select`; copied to where a backend runs if that
+            is elsewhere.
         tolerance, margin: see `SelectionReport.assert_ok`.
         exact: demand the same indices throughout, for inputs on which all arithmetic is exact (see `inputs.exact`).
 
@@ -241,11 +244,12 @@ def assert_parity(
         >>> _ = idsel.testing.assert_parity("torch", "torch", **case.inputs(), k=5, rule=idsel.MMR(), exact=True)
     """
     reports, picks = [], []
-    tensors = {"features": features, "importance": importance, "mask": mask, "cu_seqlens": cu_seqlens}
+    more = {"mask": mask, "cu_seqlens": cu_seqlens, "grids": grids}
+    tensors = {"features": features, "importance": importance, **more}
     for engine in (engine_a, engine_b):
         checks.check_backend(engine, dispatch.BACKENDS)
         sel = api.select(**_where_it_runs(engine, tensors), k=k, rule=rule, backend=engine)
-        report = check_selection(sel, features, rule, importance, mask, cu_seqlens, k)
+        report = check_selection(sel, features, rule, importance, k=k, **more)
         try:
             report.assert_ok(tolerance, margin)
         except AssertionError as error:
@@ -441,14 +445,15 @@ def _on_cpu(
     importance: torch.Tensor | None,
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
+    grids: torch.Tensor | None,
 ) -> tuple[Inputs, list[int], Rule]:
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None)
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None, grids=grids)
     return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts, rule  # type: ignore[arg-type]
 
 
 def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
     """Each sample as a dense batch of one."""
-    features, importance, mask, cu_seqlens, _counts = inputs
+    features, importance, mask, cu_seqlens, _counts, grids = inputs
     lengths = None if cu_seqlens is None else cu_seqlens.diff().tolist()
 
     def split(value: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
@@ -457,5 +462,6 @@ def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
         parts = value.unbind() if lengths is None else torch.split(value, lengths)
         return [part[None] for part in parts]
 
-    parts = zip(split(features), split(importance), split(mask), strict=True)
-    return [Inputs(f, i, m) for f, i, m in parts if f is not None]
+    each = [None] * problem.batch if grids is None else [grids[b : b + 1] for b in range(problem.batch)]
+    parts = zip(split(features), split(importance), split(mask), each, strict=True)
+    return [Inputs(f, i, m, grids=grid) for f, i, m, grid in parts if f is not None]

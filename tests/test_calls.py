@@ -46,6 +46,7 @@ def test_a_call_is_checked_once(checked: list[object]) -> None:
         {"features": X.double().float().transpose(1, 2).contiguous().transpose(1, 2)},
         {"features": X[:, :, :4]},
         {"mask": S > 0.5},
+        {"rule": idsel.HardSuppress(radius=1), "grids": torch.tensor([[3, 4], [2, 6]])},
         {"sort": True},
         {"backend": "torch"},
         {"validate": True},
@@ -100,6 +101,10 @@ def test_values_of_a_known_call_are_read_again() -> None:
     idsel.select(X, k, importance=S, k_max=2)
     with pytest.raises(ValueError, match=r"k\[0\] must be in \[0, k_max = 2\], got 3"):
         idsel.select(X, k + 2, importance=S, k_max=2)
+    rule, grids = idsel.HardSuppress(radius=1), torch.tensor([[3, 4], [2, 6]])
+    idsel.select(X, 2, rule, S, grids=grids)
+    with pytest.raises(ValueError, match=r"grids\[0\] must have N = 12 cells, got 4 x 5"):
+        idsel.select(X, 2, rule, S, grids=grids + 1)
 
 
 def test_the_backend_is_asked_for_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

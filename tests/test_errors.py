@@ -14,6 +14,7 @@ import idsel_kernels as idsel
 X, S = torch.randn(2, 6, 4), torch.rand(2, 6)
 T, OFFSETS = torch.randn(12, 4), torch.tensor([0, 6, 12], dtype=torch.int32)
 NAN = float("nan")
+NMS, GRIDS = {"rule": idsel.HardSuppress(radius=1)}, torch.tensor([[2, 3], [1, 6]])
 
 
 def _with(value: torch.Tensor, place: tuple[int, ...], entry: float) -> torch.Tensor:
@@ -224,6 +225,63 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "HardSuppress: grid must have N = 6 cells, got 2 x 4",
     ),
+    "radius-without-grid": (
+        {"rule": idsel.HardSuppress(radius=1)},
+        ValueError,
+        "HardSuppress: radius=1 needs grid=(height, width) or grids=, got neither",
+    ),
+    "grids-and-grid": (
+        {"rule": idsel.HardSuppress(grid=(2, 3)), "grids": GRIDS},
+        ValueError,
+        "HardSuppress: either grid= or grids= may be given, got grid=(2, 3) and grids=",
+    ),
+    "grids-of-another-rule": (
+        {"rule": idsel.MMR(), "grids": GRIDS},
+        ValueError,
+        "grids goes with HardSuppress, got it with MMR",
+    ),
+    "grids-list": ({**NMS, "grids": [[2, 3]]}, TypeError, "grids must be a torch.Tensor, got list"),
+    "grids-int16": (
+        {**NMS, "grids": GRIDS.short()},
+        TypeError,
+        "grids must be torch.int32 or torch.int64, got torch.int16",
+    ),
+    "grids-shape": ({**NMS, "grids": GRIDS[:1]}, ValueError, "grids must be (B, 2) = (2, 2), got shape (1, 2)"),
+    "grids-unbatched": (
+        {**NMS, "features": X[0], "importance": S[0], "grids": GRIDS[0]},
+        ValueError,
+        "grids must be (B, 2) = (1, 2), got shape (2,)",
+    ),
+    "grids-shape-ragged": (
+        {**NMS, **_offsets(0, 6, 6, 12), "grids": GRIDS},
+        ValueError,
+        "grids must be (B, 2) = (3, 2), got shape (2, 2)",
+    ),
+    "grids-device": (
+        {**NMS, "grids": GRIDS.to("meta")},
+        ValueError,
+        "grids must be on the device of features (cpu), got meta",
+    ),
+    "grids-cells": (
+        {**NMS, "grids": torch.tensor([[2, 3], [2, 4]])},
+        ValueError,
+        "grids[1] must have N = 6 cells, got 2 x 4",
+    ),
+    "grids-cells-ragged": (
+        {**NMS, **_offsets(0, 4, 4, 12), "grids": torch.tensor([[2, 2], [7, 9], [3, 4]])},
+        ValueError,
+        "grids[2] must have N = 8 cells, got 3 x 4",
+    ),
+    "grids-negative": (
+        {**NMS, "grids": torch.tensor([[-2, -3], [2, 3]])},
+        ValueError,
+        "grids[0] must be >= 0, got -2 x -3",
+    ),
+    "grids-negative-of-nothing": (
+        {**NMS, **_offsets(0, 0, 12), "grids": torch.tensor([[0, -1], [3, 4]])},
+        ValueError,
+        "grids[0] must be >= 0, got 0 x -1",
+    ),
     "sort-string": ({"sort": "yes"}, TypeError, "sort must be True or False, got 'yes'"),
     "validate-int": ({"validate": 1}, TypeError, "validate must be True or False, got 1"),
     "backend-unknown": (
@@ -280,7 +338,10 @@ def test_bad_input_raises_the_exact_message(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", [name for name, (arguments, _, _) in BAD.items() if "validate" not in arguments])
 def test_explain_refuses_what_select_refuses(name: str) -> None:
     arguments, exception, message = BAD[name]
-    values_only = {"cu_seqlens-start", "cu_seqlens-end", "cu_seqlens-decreasing", "grid-cells-ragged"}
+    values_only = {
+        "cu_seqlens-start", "cu_seqlens-end", "cu_seqlens-decreasing", "grid-cells-ragged", "grids-cells",
+        "grids-cells-ragged", "grids-negative", "grids-negative-of-nothing",
+    }  # fmt: skip
     call: Callable[[], Any] = lambda: idsel.explain(**{"features": X, "k": 3, "importance": S, **arguments})  # noqa: E731
     if name in values_only:
         call()  # explain reads no values

@@ -85,6 +85,24 @@ def test_capture_and_replay(rule: str, is_ragged: bool, gpu: Backend) -> None:
     assert same(captured, idsel.select(**call))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_captured_graph_takes_other_grids(dtype: torch.dtype, gpu: Backend) -> None:
+    grids = torch.tensor([[4, 6], [3, 8], [1, 24]], dtype=dtype)
+    inputs = gpu.inputs({**clustered(3, 24, 8, seed=3).inputs(), "grids": grids})
+    call = dict(**inputs, k=24, rule=idsel.HardSuppress(0.9, radius=1), backend=gpu.name)
+    expected = idsel.select(**call)  # compiles
+    with nothing_waits():
+        idsel.select(**call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = idsel.select(**call)
+    graph.replay()
+    assert same(captured, expected)
+    inputs["grids"].copy_(grids.flip(1))
+    graph.replay()
+    assert same(captured, idsel.select(**call)) and not same(captured, expected)
+
+
 @ALL_RULES
 def test_a_planned_run_is_captured(rule: str, gpu: Backend) -> None:
     inputs = gpu.inputs(clustered(4, 200, 64, seed=3).inputs())

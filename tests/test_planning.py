@@ -16,6 +16,7 @@ import idsel_kernels as idsel
 from idsel_kernels.testing import clustered, ragged
 
 X, S = torch.randn(2, 12, 8), torch.rand(2, 12)
+NMS, GRIDS = idsel.HardSuppress(radius=1), torch.tensor([[3, 4], [2, 6]])
 
 
 @pytest.fixture
@@ -75,6 +76,19 @@ def test_a_share_of_the_tokens_that_exist_is_counted_at_each_run() -> None:
     assert plan.run(X, S, mask=mask).counts.tolist() == [6, 6]
     mask[1, 2:] = False
     assert plan.run(X, S, mask=mask).counts.tolist() == [6, 1]
+    on_grids = idsel.plan(X, keep_ratio=0.5, importance=S, mask=mask, rule=NMS, grids=GRIDS)
+    assert on_grids.run(X, S, mask=mask, grids=GRIDS.flip(1)).counts.tolist() == [6, 1]
+
+
+@pytest.mark.parametrize("lengths", [None, (12, 5)], ids=["dense", "ragged"])
+def test_grids_may_change(lengths: tuple[int, int] | None, plain: Backend) -> None:
+    case = clustered(2, 12, 8) if lengths is None else ragged(lengths, 8)
+    sides = torch.tensor([[3, 4], [2, 6] if lengths is None else [1, 5]])
+    given, rule = plain.inputs(case.inputs()), idsel.HardSuppress(0.9, radius=1)
+    plan = idsel.plan(**given, grids=plain.put(sides), k=5, rule=rule, backend=plain.name)
+    for grids in (sides, sides.flip(1), sides.T.contiguous().T):
+        call = {**given, "grids": plain.put(grids)}
+        assert same(plan.run(**call), idsel.select(**call, k=5, rule=rule, backend=plain.name))
 
 
 def test_nothing_to_select(plain: Backend) -> None:
@@ -134,6 +148,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: idsel.plan(X[0], 2, importance=S[0], cu_seqlens=OFFSETS).run(X[0], S[0], cu_seqlens=OFFSETS + 1),
         ValueError,
         "cu_seqlens must start at 0, got 1",
+    ),
+    "grids that were not planned": (
+        lambda: idsel.plan(X, 3, "nms", S).run(X, S, grids=GRIDS),
+        ValueError,
+        "grids must be None, as planned, got (2, 2) torch.int64 on cpu",
+    ),
+    "grids that were": (
+        lambda: idsel.plan(X, 3, NMS, S, grids=GRIDS).run(X, S),
+        ValueError,
+        "grids must be (2, 2) torch.int64 on cpu, as planned, got None",
+    ),
+    "sides of grids": (
+        lambda: idsel.plan(X, 3, NMS, S, grids=GRIDS).run(X, S, grids=GRIDS + 1),
+        ValueError,
+        "grids[0] must have N = 12 cells, got 4 x 5",
     ),
     "out is no pair": (
         lambda: idsel.plan(X, 3, importance=S).run(X, S, out=torch.zeros(2, 3)),  # type: ignore[arg-type]

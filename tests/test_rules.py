@@ -12,7 +12,13 @@ from cases import RULE_CASES
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
 from idsel_kernels.rules import RULES, State, by_name, decode
 
-MORE = [HardSuppress(0.5, (3, 4), 2), MaxMin(start=7), Coverage(alpha=0.0, combine="add"), DPP(eps=0.5)]
+MORE = [
+    HardSuppress(0.5, (3, 4), 2),
+    HardSuppress(radius=1),
+    MaxMin(start=7),
+    Coverage(alpha=0.0, combine="add"),
+    DPP(eps=0.5),
+]
 
 
 @pytest.mark.parametrize("rule", [*RULE_CASES.values(), *MORE], ids=repr)
@@ -59,10 +65,6 @@ BAD = {
     "start": (lambda: MaxMin(start=-1), "MaxMin: start must be >= 0, got -1"),
     "start-bool": (lambda: MaxMin(start=True), "MaxMin: start must be an integer, got True"),
     "threshold": (lambda: HardSuppress(threshold=80), "HardSuppress: threshold must be in [-1, 1], got 80"),
-    "radius-without-grid": (
-        lambda: HardSuppress(radius=1),
-        "HardSuppress: radius=1 needs grid=(height, width), got grid=None",
-    ),
     "radius": (lambda: HardSuppress(grid=(2, 2), radius=-1), "HardSuppress: radius must be >= 0, got -1"),
     "grid": (lambda: HardSuppress(grid=24), "HardSuppress: grid must be a tuple (height, width) or None, got 24"),
     "grid-side": (lambda: HardSuppress(grid=(0, 4)), "HardSuppress: grid must be >= 1, got 0"),

@@ -43,6 +43,7 @@ OTHER_PATHS = [
     Variant(tokens=4096, dim=3584),  # the largest block in registers
     Variant("DPP", tokens=32768, dim=3584, sort=True),  # panels, values in memory
     Variant("MMR", dtype=torch.float16, dim=64, batch=4, ragged=True, mask=True, counts=True),
+    Variant("HardSuppress", batch=4, ragged=True, grids=True),
 ]
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .loops import cover_loop, pad, row_loop, sort_picks, start_tokens, take_rest
-from .rules import STATE_CHANNELS, STATE_COVERAGE
+from .rules import STATE_CHANNELS, STATE_COVERAGE, encoded
 from .tiles import dots, finish_tile, part_length, place_of, sum_parts
 from .workspace import NO_ROWS, PANEL, WHOLE, padded
 
@@ -63,10 +63,12 @@ def _greedy(
         "stride_ib", "stride_in", "stride_mb", "stride_mn", "tokens", "count", "width", "programs",
         "first_sample", "counter_stride", "p0", "p1", "p2", "p3",
     ],
-    do_not_specialize_on_alignment=["importance_ptr", "mask_ptr", "cu_seqlens_ptr", "counts_ptr", "counters_ptr"],
+    do_not_specialize_on_alignment=[
+        "importance_ptr", "mask_ptr", "cu_seqlens_ptr", "counts_ptr", "grids_ptr", "counters_ptr",
+    ],
 )  # fmt: skip
 def select_kernel(
-    features_ptr, importance_ptr, mask_ptr, cu_seqlens_ptr, counts_ptr,
+    features_ptr, importance_ptr, mask_ptr, cu_seqlens_ptr, counts_ptr, grids_ptr,
     workspace_ptr, counters_ptr, indices_ptr, scores_ptr,
     stride_fb, stride_fn, stride_fd,
     stride_ib: tl.int64, stride_in: tl.int64, stride_mb: tl.int64, stride_mn: tl.int64,
@@ -75,9 +77,9 @@ def select_kernel(
     gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64, sums_offset: tl.int64,
     p0: tl.int64, p1: tl.int64, p2: tl.int64, p3: tl.int64,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, NORMS: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
-    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, SORT: tl.constexpr,
-    WIDEN: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr, FEW_TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, HAS_GRIDS: tl.constexpr,
+    SORT: tl.constexpr, WIDEN: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr,
+    FEW_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Selects for the samples from `first_sample` on.
@@ -168,6 +170,8 @@ def select_kernel(
         tl.store(counter_ptr, 0)  # for the next launch
         if HAS_COUNTS:
             count = tl.minimum(tl.maximum(tl.load(counts_ptr + sample), 0), width)
+        if HAS_GRIDS:  # the width of the sample's own
+            p2 = encoded(tl.load(grids_ptr + 2 * sample + 1))
         _greedy(
             features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
             indices_ptr + sample * width, scores_ptr + sample * width,

@@ -152,6 +152,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         "HAS_IMPORTANCE": problem.has_importance,
         "HAS_MASK": problem.has_mask,
         "HAS_COUNTS": len(problem.k) > 1 or problem.has_counts,
+        "HAS_GRIDS": problem.has_grids,
         "SORT": problem.sort,
         # The interpreter multiplies bfloat16 as integers; in float32 the products are the same.
         "WIDEN": INTERPRETED and problem.dtype is torch.bfloat16,
@@ -190,6 +191,7 @@ def pointers(
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     counts: torch.Tensor | None,
+    grids: torch.Tensor | None,
     workspace: torch.Tensor,
     counters: torch.Tensor,
     indices: torch.Tensor,
@@ -202,6 +204,7 @@ def pointers(
         importance, mask: (B, N), of a batch of one also (N,); or (T,).
         cu_seqlens: (B+1,) int32.
         counts: (B,) int32.
+        grids: (B, 2) int32.
         workspace: (Plan.workspace,) float32.
         counters: (Plan.counters,) int32, zeros.
         indices, scores: (B, k) int64 and float32.
@@ -213,6 +216,7 @@ def pointers(
         features if mask is None else mask,
         counters if cu_seqlens is None else cu_seqlens,
         counters if counts is None else counts,
+        counters if grids is None else grids,
         workspace,
         counters,
         indices,

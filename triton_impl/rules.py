@@ -25,6 +25,7 @@ __all__ = [
     "absorb",
     "clamp_importance",
     "dpp_component",
+    "encoded",
     "gain_bound",
     "gain_priority",
     "limit_of",
@@ -131,6 +132,12 @@ def _number(param):
 def _integer(param):
     """An encoded integer. What lies beyond the number of tokens of any call may as well be less."""
     return tl.minimum(_wide(param), LARGEST_INTEGER).to(tl.int32)
+
+
+@triton.jit
+def encoded(integer):
+    """An integer as the rules take it in a `param`."""
+    return integer.to(tl.float64).to(tl.int64, bitcast=True)
 
 
 @triton.jit

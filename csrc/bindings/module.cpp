@@ -73,10 +73,10 @@ class Call {
 
     // `counts` of every sample in place of those it was made with, unless there are none.
     py::object on_cpu(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask,
-                      std::uintptr_t cu_seqlens, std::uintptr_t indices, std::uintptr_t scores,
+                      std::uintptr_t cu_seqlens, std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores,
                       const std::vector<std::int64_t>& counts, std::int32_t threads, std::int32_t isa,
                       bool stats) const {
-        idsel_args args = with(features, importance, mask, cu_seqlens, indices, scores);
+        idsel_args args = with(features, importance, mask, cu_seqlens, grids, indices, scores);
         std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(args.batch) : 0);
         if (!counts.empty()) {
             args.k = counts.data();
@@ -90,10 +90,10 @@ class Call {
     }
 
     void on_cuda(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
-                 std::uintptr_t indices, std::uintptr_t scores, std::uintptr_t counts, std::uintptr_t workspace,
-                 std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
+                 std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores, std::uintptr_t counts,
+                 std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
                  std::uintptr_t similarities_read, std::uintptr_t panels_made) const {
-        idsel_args args = with(features, importance, mask, cu_seqlens, indices, scores);
+        idsel_args args = with(features, importance, mask, cu_seqlens, grids, indices, scores);
         args.k_on_device = pointer<const std::int32_t>(counts);
         args.workspace = pointer<void>(workspace);
         args.workspace_bytes = workspace_bytes;
@@ -107,12 +107,13 @@ class Call {
   private:
     // A copy, so that threads may share a call.
     idsel_args with(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
-                    std::uintptr_t indices, std::uintptr_t scores) const {
+                    std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores) const {
         idsel_args args = args_;
         args.features = pointer<const void>(features);
         args.importance = pointer<const float>(importance);
         args.mask = pointer<const std::uint8_t>(mask);
         args.cu_seqlens = pointer<const std::int32_t>(cu_seqlens);
+        args.grids = pointer<const std::int32_t>(grids);
         args.indices = pointer<std::int64_t>(indices);
         args.scores = pointer<float>(scores);
         return args;

@@ -120,8 +120,11 @@ void select_sample(const idsel_args& args, int64_t b, ThreadPool& pool) {
     Similarity similarity(sample, table, pool);
     Run run(sample, similarity);
     if (sample.n > 0 && sample.k > 0) {
-        with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) {
-            using Rule = std::decay_t<decltype(rule)>;
+        with_rule(AllRules{}, args.rule, args.params, [&](auto rule) {
+            using Rule = decltype(rule);
+            if constexpr (Rule::kHasCells) {
+                if (args.grids != nullptr) rule.set_width(args.grids[2 * b + 1]);
+            }
             typename ModelOf<Rule::kState>::template Type<Rule> model(rule, run);
             run_greedy(model, run);
         });

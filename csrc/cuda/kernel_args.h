@@ -143,9 +143,13 @@ struct PickArgs {
 
     unsigned long long* similarities_read;  // (batch,) or null
     unsigned long long* panels_made;        // (batch, 2) or null
+
+    // The last, so that what all rules need is read from shared memory 16 bytes at a time.
+    const int32_t* grids;  // (batch, 2) or null
 };
 
-struct KernelArgs : PickArgs {
+// Aligned, so that what lies behind it in shared memory is read 16 bytes at a time.
+struct alignas(16) KernelArgs : PickArgs {
     int32_t wide_rows;  // rows can be read 16 bytes at a time, by offsets of 32 bits
     int64_t tokens;     // N of every sample, or T
     int32_t diagonal_only;

@@ -19,10 +19,21 @@ IDSEL_DEVICE float join_runs(const Context& context, int j, float start, Join&& 
     return joined;
 }
 
+// The call's rule, on the grid of the sample.
+template <class Rule>
+IDSEL_DEVICE Rule rule_of(const Context& context) {
+    Rule rule = *reinterpret_cast<const Rule*>(context.args.rule);
+    if constexpr (Rule::kHasCells) {
+        const int32_t* grids = context.args.grids;
+        if (grids != nullptr) rule.set_width(grids[2 * context.sample.index + 1]);
+    }
+    return rule;
+}
+
 template <class Rule>
 class RowState {
   public:
-    IDSEL_DEVICE explicit RowState(const Context& context) : rule_(*reinterpret_cast<const Rule*>(context.args.rule)) {}
+    IDSEL_DEVICE explicit RowState(const Context& context) : rule_(rule_of<Rule>(context)) {}
 
     // Priorities before the first pick. `nearest(j)` is the largest similarity of a token to another.
     template <class Tokens, class Nearest>

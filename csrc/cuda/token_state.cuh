@@ -173,7 +173,8 @@ class RegisterTokens {
     }
     template <class Rule>
     IDSEL_DEVICE void set_cells(const Rule& rule) {
-        for_each([&](int i, int j) { cells_[i] = rule.cell(j); });
+        // Asked once and not of each token, so that the divisions share a reciprocal.
+        if (rule.has_grid()) for_each([&](int i, int j) { cells_[i] = rule.cell(j); });
     }
     template <class Rule>
     IDSEL_DEVICE Cell cell(int i, const Rule&) const {
@@ -268,7 +269,7 @@ class RegisterTokens {
     float state_[kPer] = {};
     uint32_t key_[kPer] = {};
     float importance_[kPer] = {};
-    Cell cells_[kPer];
+    Cell cells_[kPer] = {};
     static constexpr int kLoads = (kPer + 3) / 4;
 
     uint32_t competing_ = 0, unusable_ = 0, fresh_ = 0;

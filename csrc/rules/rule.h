@@ -72,6 +72,8 @@ struct Rule {
 //                                       similarity to it
 //   float priority(state, importance)   from the state, once a pick counts
 //   float limit()                       a priority at or below it is none, from the start
+//   void set_width(width)               of the grid of the sample, where it has one of its own; <= 0: it has none
+//   bool has_grid()                     whether they lie on one; if not, all have the cell {0, 0}
 //   Cell cell(j)                        where a token lies
 //   bool suppresses(cell, other)        whether a pick takes its priority from another token for where they lie: its state
 //                                       is then -inf, which priority() and absorb() have to keep
@@ -96,6 +98,8 @@ struct TokenRule : Rule {
     IDSEL_HD float priority(float state, float /*importance*/) const { return state; }
     IDSEL_HD float limit() const { return -INFINITY; }
     IDSEL_HD float weight(float c) const { return c; }
+    IDSEL_HD void set_width(int /*width*/) {}
+    IDSEL_HD bool has_grid() const { return false; }
     IDSEL_HD Cell cell(int /*j*/) const { return {0, 0}; }
     IDSEL_HD bool suppresses(Cell /*pick*/, Cell /*other*/) const { return false; }
 

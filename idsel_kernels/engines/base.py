@@ -29,6 +29,7 @@ class Launcher(Protocol):
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         """Selects, into `out` where it is given. The tensors of a batch of one may lack its axis."""

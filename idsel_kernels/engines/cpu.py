@@ -140,10 +140,12 @@ class _Launcher(LibraryCall):
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         if self.adapts:
-            features, importance, cu_seqlens, counts = self.adapted(features, importance, cu_seqlens, counts)
+            adapted = self.adapted(features, importance, cu_seqlens, counts, grids)
+            features, importance, cu_seqlens, counts, grids = adapted
         indices, scores = out = out or self.outputs()
         calls = _stats.get()
         stats = self.call.on_cpu(
@@ -151,6 +153,7 @@ class _Launcher(LibraryCall):
             address(importance),
             address(mask),
             address(cu_seqlens),
+            address(grids),
             indices.data_ptr(),
             scores.data_ptr(),
             () if counts is None else counts.tolist(),

@@ -149,14 +149,16 @@ class _Launcher(LibraryCall):
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         engine, device = self.engine, self.device
         if device.index != engine._current_device():
             with torch.cuda.device(device):
-                return self(features, importance, mask, cu_seqlens, counts, out)
+                return self(features, importance, mask, cu_seqlens, counts, grids, out)
         if self.adapts:
-            features, importance, cu_seqlens, counts = self.adapted(features, importance, cu_seqlens, counts)
+            adapted = self.adapted(features, importance, cu_seqlens, counts, grids)
+            features, importance, cu_seqlens, counts, grids = adapted
         indices, scores = out = out or self.outputs()
         stream = engine._stream(device)
         if self.memory is None:
@@ -170,6 +172,7 @@ class _Launcher(LibraryCall):
             address(importance),
             address(mask),
             address(cu_seqlens),
+            address(grids),
             indices.data_ptr(),
             scores.data_ptr(),
             address(counts),

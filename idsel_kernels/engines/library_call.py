@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -29,12 +30,12 @@ class LibraryCall:
     def __init__(
         self, library: ModuleType, engine: str, problem: Problem, inputs: Inputs, gram_budget_bytes: int = 0
     ) -> None:
-        features, importance, mask, cu_seqlens, counts = inputs
+        features, importance, mask, *of_samples = inputs
         self.problem, self.width = problem, problem.k_max
         # A row is D neighbouring elements; how rows lie is free. The library reads everything else where it lies, too.
         self._packs_rows = problem.dim > 1 and features.stride(-1) != 1
         self._converts = importance is not None and importance.dtype is not torch.float32
-        self._narrows = any(t is not None and not _is_int32(t) for t in (cu_seqlens, counts))
+        self._narrows = any(t is not None and not _is_int32(t) for t in of_samples)
         self.adapts = self._packs_rows or self._converts or self._narrows
         rule_id, params = problem.rule.encode()
         self.call = library.Call(
@@ -56,17 +57,16 @@ class LibraryCall:
         self,
         features: torch.Tensor,
         importance: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        counts: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Copies of what the library cannot read as it lies, packed."""
+        *of_samples: torch.Tensor | None,
+    ) -> tuple[Any, ...]:
+        """Copies of what the library cannot read as it lies, packed; `of_samples` hold integers."""
         if self._packs_rows:
             features = features.contiguous()
         if self._converts and importance is not None:
             importance = importance.to(torch.float32, memory_format=torch.contiguous_format)
         if self._narrows:
-            cu_seqlens, counts = (None if t is None else t.to(torch.int32).contiguous() for t in (cu_seqlens, counts))
-        return features, importance, cu_seqlens, counts
+            of_samples = tuple(None if t is None else t.to(torch.int32).contiguous() for t in of_samples)
+        return features, importance, *of_samples
 
     def outputs(self) -> Outputs:
         return empty_outputs(self.problem, self.width)

@@ -82,6 +82,7 @@ class Batch:
             features are finite.
         nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
         lower_tier, fallback: (B, N), tier and value of a token for which its rule has no priority, see `Standing`.
+        grids: (B, 2), height and width of the grid of each sample; None unless the call has them.
     """
 
     def __init__(self, inputs: Inputs, dtype: torch.dtype, full_gram: bool) -> None:
@@ -105,6 +106,7 @@ class Batch:
         self.gram = self._full_gram() if full_gram else None
         self.lower_tier = torch.where(self.takes_part, int(Tier.NO_PRIORITY), int(Tier.UNUSABLE))
         self.fallback = torch.where(self.takes_part, self.importance, 0.0)
+        self.grids = inputs.grids
 
     @functools.cached_property
     def first(self) -> torch.Tensor:
@@ -318,18 +320,24 @@ class MaxMinState(RuleState, rule=MaxMin):
 class HardSuppressState(RuleState, rule=HardSuppress):
     def __init__(self, rule: HardSuppress, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
-        self.threshold, self.grid, self.radius = rule.threshold, rule.grid, rule.radius
+        self.threshold, self.radius = rule.threshold, rule.radius
+        # Of each sample's grid, (B, 1), or of all; not positive where a sample has none.
+        self.width: torch.Tensor | int = rule.grid[1] if rule.grid is not None else 0
+        if batch.grids is not None:
+            self.width = batch.grids[:, 1:]
 
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         suppressed = self.batch.similarity(pick) > self.threshold
-        if self.grid is not None:
-            suppressed |= self._within_radius(pick[:, None], self.grid[1])
+        if isinstance(self.width, torch.Tensor):
+            suppressed |= (self.width > 0) & self._within_radius(pick[:, None], self.width.clamp(min=1))
+        elif self.width > 0:
+            suppressed |= self._within_radius(pick[:, None], self.width)
         return priority.masked_fill(suppressed, -math.inf)
 
     def move_edge(self, slack: int) -> None:
         self.threshold += slack * SIMILARITY_SLACK
 
-    def _within_radius(self, pick: torch.Tensor, width: int) -> torch.Tensor:
+    def _within_radius(self, pick: torch.Tensor, width: torch.Tensor | int) -> torch.Tensor:
         tokens = torch.arange(self.batch.shape[1], device=pick.device)
         rows = (tokens // width - pick // width).abs()
         columns = (tokens % width - pick % width).abs()
@@ -589,7 +597,8 @@ def _part(inputs: Inputs, offsets: list[int], begin: int, end: int) -> Inputs:
     rows = slice(offsets[begin], offsets[end])
     features, importance, mask = (None if t is None else t[rows] for t in inputs[:3])
     cu_seqlens = inputs.cu_seqlens[begin : end + 1] - offsets[begin]
-    return Inputs(features, importance, mask, cu_seqlens)  # type: ignore[arg-type]
+    grids = None if inputs.grids is None else inputs.grids[begin:end]
+    return Inputs(features, importance, mask, cu_seqlens, grids=grids)  # type: ignore[arg-type]
 
 
 class _TorchEngine:
@@ -626,12 +635,13 @@ class _TorchEngine:
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         if cu_seqlens is None and features.dim() == 2:
             features = features.unsqueeze(0)
             importance, mask = (None if t is None else t.unsqueeze(0) for t in (importance, mask))
-        inputs = Inputs(features, importance, mask, cu_seqlens, counts)
+        inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids)
         found = reference_select(inputs, problem.rule, list(problem.k), problem.sort)
         if out is None:
             return found

@@ -133,22 +133,25 @@ class _Launcher:
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         device = self.device
         is_gpu = device.type == "cuda"
         if is_gpu and device.index != current_device():
             with torch.cuda.device(device):
-                return self(features, importance, mask, cu_seqlens, counts, out)
+                return self(features, importance, mask, cu_seqlens, counts, grids, out)
         indices, scores = out = out or empty_outputs(self.problem, self.width)
         stream = current_stream(device) if is_gpu else 0
         workspace, own_counts, counters = self.memory or self._fresh(stream, is_gpu)
         if cu_seqlens is not None:
             cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+        if grids is not None:
+            grids = grids.to(torch.int32).contiguous()
         counts = own_counts if counts is None else _in_int32(counts, self.width)
         self.launch(
             stream,
-            self.pointers(features, importance, mask, cu_seqlens, counts, workspace, counters, indices, scores),
+            self.pointers(features, importance, mask, cu_seqlens, counts, grids, workspace, counters, indices, scores),
         )
         return out
 
@@ -174,6 +177,7 @@ class _Nothing:
         mask: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
+        grids: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         indices, scores = out = out or empty_outputs(self.problem, self.width)

@@ -47,6 +47,7 @@ struct Call {
     std::vector<float> importance;
     std::vector<uint8_t> mask;
     std::vector<int32_t> offsets;
+    std::vector<int32_t> grids;
     std::vector<int64_t> k;
     std::vector<double> params;
     std::vector<int64_t> indices;
@@ -61,6 +62,7 @@ void point(Call& call) {
     a.importance = call.importance.empty() ? nullptr : call.importance.data();
     a.mask = call.mask.empty() ? nullptr : call.mask.data();
     a.cu_seqlens = call.offsets.empty() ? nullptr : call.offsets.data();
+    a.grids = call.grids.empty() ? nullptr : call.grids.data();
     a.k = call.k.data();
     a.params = call.params.data();
     a.param_count = static_cast<int64_t>(call.params.size());

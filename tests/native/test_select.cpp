@@ -86,6 +86,32 @@ void test_batch_mates() {
     }
 }
 
+// Grids of samples take the place of the rule's own; other rules have no use for them.
+void test_grids() {
+    Call own = make_call(17, 3, 40, 16, 40, IDSEL_FLOAT32, false);
+    for (const Rule& rule : rules(40)) {
+        own.args.rule = rule.id;
+        own.params = rule.params;
+        run(own);
+        Call given = own;
+        if (rule.id == 3) given.params = {rule.params[0], 0, 0, rule.params[3]};
+        const auto width = rule.id == 3 ? static_cast<int32_t>(rule.params[2]) : 5;
+        given.grids = {1, width, 0, width, -3, width};
+        run(given);
+        CHECK(same(own, given));
+    }
+    own.args.rule = 3;
+    own.params = {0.9, 0, 0, 2};
+    run(own);
+    for (const int32_t width : {0, -1, std::numeric_limits<int32_t>::min()}) {
+        Call none = own;
+        none.params = {0.9, 5, 8, 2};
+        none.grids = {5, width, 5, width, 5, width};
+        run(none);
+        CHECK(same(own, none));
+    }
+}
+
 void test_sort() {
     Call call = make_call(5, 2, 30, 8, 12, IDSEL_FLOAT32, false);
     call.params = {20, 0};
@@ -168,6 +194,7 @@ int main() {
     test_sharing();
     test_ragged();
     test_batch_mates();
+    test_grids();
     test_sort();
     test_concurrent_calls();
     test_refusals();

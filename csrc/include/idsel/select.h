@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct, the meaning of an argument or what csrc/bindings offers does. */
-#define IDSEL_ABI 8
+#define IDSEL_ABI 9
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -89,6 +89,10 @@ typedef struct idsel_args {
     int64_t mask_token_stride;
 
     const int32_t* cu_seqlens; /* (B + 1,), or NULL for a dense batch */
+
+    /* (B, 2): height and width of the grid on which the tokens of a sample lie, row by row, in place of the rule's own;
+     * NULL: that one. For HardSuppress; other rules have none. Nobody checks values: a width <= 0 is no grid. */
+    const int32_t* grids;
 
     const int64_t* k; /* (k_count,) */
     int64_t k_count;  /* 1 for all samples alike, or B */
