@@ -252,7 +252,7 @@ def debias(attention: Tensor, prior: Tensor, eps: float = 1e-7) -> Tensor:
     if attention.ndim == 0:
         raise ValueError("attention must be (..., N), got ()")
     if prior.shape not in (attention.shape, attention.shape[-1:]):
-        shared = f" or {_pattern(*attention.shape[-1:])}" if attention.ndim > 1 else ""
+        shared = f" or ({attention.shape[-1]},)" if attention.ndim > 1 else ""
         raise ValueError(f"prior must be {_tokens(attention)}{shared} to match attention, got {_shape(prior)}")
     _check_device("prior", prior, "attention", attention)
     _check_number("eps", eps, low=0.0)
@@ -287,7 +287,8 @@ def norms(x: Tensor, p: float = 2.0) -> Tensor:
     if x.ndim < 2 or x.shape[-1] == 0:
         raise ValueError(f"x must be (B, N, D) or (N, D) with D >= 1, got {_shape(x)}")
     _check_number("p", p, low=1.0)
-    return torch.linalg.vector_norm(x, p, dim=-1, dtype=_work_dtype(x))
+    lengths: Tensor = torch.linalg.vector_norm(x, p, dim=-1, dtype=_work_dtype(x))
+    return lengths
 
 
 def key_norms(k: Tensor, p: float = 1.0, *, largest: bool = True) -> Tensor:
@@ -322,7 +323,7 @@ def key_norms(k: Tensor, p: float = 1.0, *, largest: bool = True) -> Tensor:
     if not isinstance(largest, bool):
         raise TypeError(f"largest must be True or False, got {largest!r}")
     of_heads = norms(k, p)  # the norm of the heads' norms is that of all their channels
-    lengths = torch.linalg.vector_norm(of_heads, p, dim=-2)
+    lengths: Tensor = torch.linalg.vector_norm(of_heads, p, dim=-2)
     return lengths if largest else -lengths
 
 
@@ -357,8 +358,8 @@ def frame_difference(video: Tensor, first: float = 1.0) -> Tensor:
     _check_number("first", first)
     dtype, frames = _work_dtype(video), video.unbind(-3)
     scores = [video.new_full((*video.shape[:-3], video.shape[-2]), first, dtype=dtype)]
-    for before, frame in zip(frames, frames[1:], strict=False):
-        scores.append(1.0 - F.cosine_similarity(frame.to(dtype), before.to(dtype), dim=-1))
+    for t in range(1, len(frames)):
+        scores.append(1.0 - F.cosine_similarity(frames[t].to(dtype), frames[t - 1].to(dtype), dim=-1))
     return torch.stack(scores, dim=-2)[..., : len(frames), :]
 
 
@@ -366,9 +367,9 @@ def event_relevance(features: Tensor) -> Tensor:
     """How much each token of a video agrees with its frames: `e_j = mean over frames f of <x_j, m_f>`.
 
     m_f is the mean token of frame f; nothing is normalised. FlashVID's second version weights its attention a with it,
-    `w = a * e` (github.com/Fanziyang-v/FlashVID/flashvid/token_selection.py), and keeps the tokens that are farthest
-    apart in distances weighted by w: a weighted max-min selection with w as the importance. Tokens of negative e have
-    negative weights there; `e.clamp(min=0)` makes them the last instead.
+    `w = a * e` (github.com/Fanziyang-v/FlashVID/flashvid/token_selection.py), and in each frame keeps the tokens that
+    are farthest apart in distances times the candidate's w: w is the importance for `MaxMin(weighted=True)`. Tokens of
+    negative e have negative weights there; with `e.clamp(min=0)` they only come last.
 
     Args:
         features: (F, P, D) frames, tokens and channels, (B, F, P, D) or any leading dimensions, each (F, P, D) a
