@@ -16,10 +16,10 @@ import numbers
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .counts import check_count, on_device
+from .importance import frame_difference
 
 __all__ = [
     "by_top_scores",
@@ -360,10 +360,7 @@ def evs(features: Tensor, keep_ratio: float) -> Tensor:
     _check_video(features)
     _check_ratio(keep_ratio)
     frames, n = features.shape[-3:-1]
-    x = _widen(features.detach())
-    x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-8)
-    changed = 1.0 - (x[..., 1:, :, :] * x[..., :-1, :, :]).sum(-1)
-    scores = F.pad(changed, (0, 0, 1, 0), value=_EVS_FIRST)
+    scores = frame_difference(features.detach(), _EVS_FIRST)
     return by_top_scores(scores, max(n, math.floor(frames * n * keep_ratio)))
 
 

@@ -1,4 +1,7 @@
-"""Importance scores to feed into a selection: attention rows, text relevance, their rescaling and fusion.
+"""Importance scores to feed into a selection: from attention, from text, from the tokens alone; rescaling and fusion.
+
+`norms`, `key_norms`, `frame_difference` and `event_relevance` need no attention, so they go with fused attention, which
+returns none.
 
 Plain torch on any device. Nothing here reads a value back to the host, so the functions never wait for the
 device and trace under `torch.compile`. Half-precision inputs are computed and returned in float32; float64
@@ -12,9 +15,21 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cls_attention", "cross_attention", "minmax", "text_relevance", "unify"]
+__all__ = [
+    "cls_attention",
+    "cross_attention",
+    "debias",
+    "event_relevance",
+    "frame_difference",
+    "key_norms",
+    "minmax",
+    "norms",
+    "text_relevance",
+    "unify",
+]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONVENTIONS = ("clip", "cdpruner")
@@ -203,6 +218,182 @@ def text_relevance(
     return torch.where((high == low) & quality.isfinite(), 1.0, rescaled)
 
 
+def debias(attention: Tensor, prior: Tensor, eps: float = 1e-7) -> Tensor:
+    """Attention relative to what a position gets whatever it shows: `attention / (prior + eps)`.
+
+    The debiased importance of D2Pruner (AAAI 2026, arXiv 2512.19443). Formula, prior and `eps` are as two public
+    re-implementations have them; with the official code (github.com/EvelynZhang-epiclab/D2Pruner) this was not
+    compared. The prior there is the mean, over 1000 images of COCO with a generic prompt, of the attention that the
+    last text token pays to each visual token. The result is not normalised; `minmax` rescales it.
+
+    A prior belongs to a model, a layer and a grid: `torch.stack(rows).mean(0)` of rows made like `attention`, by
+    `cross_attention` for instance, for pictures with as many tokens.
+
+    Args:
+        attention: (B, N) or (N,) or any leading dimensions, >= 0, float16, bfloat16, float32 or float64.
+        prior: (N,), shared by all samples, or the shape of `attention`; >= 0. Dtypes may differ.
+        eps: >= 0, in units of the attention. It bounds the result where the prior is 0; with `eps=0` such a token
+            gets infinity, or NaN if its attention is 0 too.
+
+    Returns:
+        The shape of `attention`, float32 (float64 if an input is); 1 where the attention is as usual. NaN stays NaN.
+
+    Raises:
+        TypeError: `attention` or `prior` is not a floating tensor, `eps` not a number.
+        ValueError: shapes or devices do not fit, or `eps` is negative or not finite.
+
+    Example:
+        >>> prior = torch.tensor([[0.1, 0.2, 0.7], [0.1, 0.4, 0.5]]).mean(0)  # the last position always gets most
+        >>> debias(torch.tensor([0.2, 0.3, 0.5]), prior)
+        tensor([2.0000, 1.0000, 0.8333])
+    """
+    _check_tensor("attention", attention)
+    _check_tensor("prior", prior)
+    if attention.ndim == 0:
+        raise ValueError("attention must be (..., N), got ()")
+    if prior.shape not in (attention.shape, attention.shape[-1:]):
+        shared = f" or ({attention.shape[-1]},)" if attention.ndim > 1 else ""
+        raise ValueError(f"prior must be {_tokens(attention)}{shared} to match attention, got {_shape(prior)}")
+    _check_device("prior", prior, "attention", attention)
+    _check_number("eps", eps, low=0.0)
+    dtype = _work_dtype(attention, prior)
+    return attention.to(dtype) / (prior.to(dtype) + eps)
+
+
+def norms(x: Tensor, p: float = 2.0) -> Tensor:
+    """Norm of each token's features, keys or values over the last axis: `(sum over channels of |x|**p)**(1 / p)`.
+
+    For keys or values of several heads see `key_norms`. That long vectors are important ones is a common assumption
+    and our default p = 2 a common choice; neither is the rule of a paper.
+
+    Args:
+        x: (B, N, D), (N, D), ragged (T, D) or any leading dimensions, float16, bfloat16, float32 or float64.
+        p: >= 1 and finite.
+
+    Returns:
+        (B, N), the shape of `x` without its last axis, float32 (float64 for float64), >= 0; accumulated in that
+        dtype, so half precision does not overflow. A token with a NaN gets NaN.
+
+    Raises:
+        TypeError: `x` is not a floating tensor or `p` not a number.
+        ValueError: `x` has fewer than 2 dimensions or no channel, or `p` is below 1 or not finite.
+
+    Example:
+        >>> x = torch.tensor([[3.0, -4.0], [0.0, 1.0]])
+        >>> norms(x), norms(x, p=1)
+        (tensor([5., 1.]), tensor([7., 1.]))
+    """
+    _check_tensor("x", x)
+    if x.ndim < 2 or x.shape[-1] == 0:
+        raise ValueError(f"x must be (B, N, D) or (N, D) with D >= 1, got {_shape(x)}")
+    _check_number("p", p, low=1.0)
+    lengths: Tensor = torch.linalg.vector_norm(x, p, dim=-1, dtype=_work_dtype(x))
+    return lengths
+
+
+def key_norms(k: Tensor, p: float = 1.0, *, largest: bool = True) -> Tensor:
+    """Norm of each token's keys, or values, over all heads and channels together.
+
+    The default is the importance by which DART (EMNLP 2025, arXiv 2502.11494) takes its pivots: the L1 norm of the keys
+    of all heads. In a decoder low L2 norms of keys were found to go with high attention (Devoto et al., EMNLP 2024,
+    arXiv 2406.11430, where each head is ranked on its own): `p=2, largest=False` scores that way.
+
+    Args:
+        k: (B, H, N, d), (H, N, d) or any leading dimensions; float16, bfloat16, float32 or float64. In grouped-query
+            attention H counts the key heads: repeating each head for its group would scale all norms alike.
+        p: >= 1 and finite.
+        largest: False returns the norms negated, so that higher is still more important. For rules that ask for
+            importance >= 0 rescale them, `minmax(key_norms(k, 2, largest=False))`.
+
+    Returns:
+        (B, N), float32 (float64 for float64), accumulated in that dtype. A token with a NaN gets NaN.
+
+    Raises:
+        TypeError: `k` is not a floating tensor, `p` not a number or `largest` not a bool.
+        ValueError: `k` has fewer than 3 dimensions, no head or no channel, or `p` is below 1 or not finite.
+
+    Example:
+        >>> k = torch.tensor([[[3.0, -4.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]]])  # 2 heads, 2 tokens, d = 2
+        >>> key_norms(k), key_norms(k, 2, largest=False)
+        (tensor([8., 1.]), tensor([-5.0990, -1.0000]))
+    """
+    _check_tensor("k", k)
+    if k.ndim < 3 or 0 in (k.shape[-3], k.shape[-1]):
+        raise ValueError(f"k must be (B, H, N, d) or (H, N, d) with a head and a channel, got {_shape(k)}")
+    if not isinstance(largest, bool):
+        raise TypeError(f"largest must be True or False, got {largest!r}")
+    of_heads = norms(k, p)  # the norm of the heads' norms is that of all their channels
+    lengths: Tensor = torch.linalg.vector_norm(of_heads, p, dim=-2)
+    return lengths if largest else -lengths
+
+
+def frame_difference(video: Tensor, first: float = 1.0) -> Tensor:
+    """How much each token of a video changed: 1 minus its cosine with the token at its place in the frame before.
+
+    This is the score of EVS (arXiv 2510.14624) in vLLM. With `first=255` the first frame comes before all others, as
+    there; the default 1 is what it would get after a frame of zeros, a prior for rules that weigh importance against
+    similarity. Between identical frames the result is 0 up to rounding.
+
+    Args:
+        video: (F, P, D) frames, positions and channels, (B, F, P, D) or any leading dimensions; float16, bfloat16,
+            float32 or float64. One frame at a time is widened, never the whole video.
+        first: finite; what all tokens of the first frame get.
+
+    Returns:
+        (F, P) or (B, F, P), float32 (float64 for float64), in [0, 2] up to rounding. A row of zeros has cosine 0, and
+        one shorter than 1e-8 a cosine smaller than its own. A NaN stays, in the frame after it too.
+
+    Raises:
+        TypeError: `video` is not a floating tensor or `first` not a number.
+        ValueError: `video` has fewer than 3 dimensions or no channel, or `first` is not finite.
+
+    Example:
+        >>> still, changed = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        >>> frame_difference(torch.stack([still, still, changed]), first=255)
+        tensor([[255., 255.],
+                [  0.,   0.],
+                [  1.,   0.]])
+    """
+    _check_video("video", video)
+    _check_number("first", first)
+    dtype, frames = _work_dtype(video), video.unbind(-3)
+    scores = [video.new_full((*video.shape[:-3], video.shape[-2]), first, dtype=dtype)]
+    for t in range(1, len(frames)):
+        scores.append(1.0 - F.cosine_similarity(frames[t].to(dtype), frames[t - 1].to(dtype), dim=-1))
+    return torch.stack(scores, dim=-2)[..., : len(frames), :]
+
+
+def event_relevance(features: Tensor) -> Tensor:
+    """How much each token of a video agrees with its frames: `e_j = mean over frames f of <x_j, m_f>`.
+
+    m_f is the mean token of frame f; nothing is normalised. FlashVID's second version weights its attention a with it,
+    `w = a * e` (github.com/Fanziyang-v/FlashVID/flashvid/token_selection.py), and in each frame keeps the tokens that
+    are farthest apart in distances times the candidate's w: w is the importance for `MaxMin(weighted=True)`. Tokens of
+    negative e have negative weights there; with `e.clamp(min=0)` they only come last.
+
+    Args:
+        features: (F, P, D) frames, tokens and channels, (B, F, P, D) or any leading dimensions, each (F, P, D) a
+            video of its own; float16, bfloat16, float32 or float64. An image is a video of one frame.
+
+    Returns:
+        (F, P) or (B, F, P), float32 (float64 for float64), any sign. A NaN makes its whole video NaN.
+
+    Raises:
+        TypeError: `features` is not a floating tensor.
+        ValueError: `features` has fewer than 3 dimensions or no channel.
+
+    Example:
+        >>> frames = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, 2.0], [-2.0, 0.0]]])  # means (2, 0) and (-1, 1)
+        >>> event_relevance(frames)
+        tensor([[ 0.5000,  1.5000],
+                [ 1.0000, -1.0000]])
+    """
+    _check_video("features", features)
+    # The mean of the dot products with the m_f is the one with the mean of the m_f.
+    mean = features.mean(-2, dtype=_work_dtype(features)).mean(-2)
+    return (features * mean[..., None, None, :]).sum(-1)
+
+
 def unify(
     saliency: Tensor,
     relevance: Tensor,
@@ -371,6 +562,12 @@ def _check_number(name: str, value: float, low: float = -math.inf, high: float =
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_video(name: str, video: Tensor) -> None:
+    _check_tensor(name, video)
+    if video.ndim < 3 or video.shape[-1] == 0:
+        raise ValueError(f"{name} must be (F, P, D) or (B, F, P, D) with D >= 1, got {_shape(video)}")
 
 
 def _check_cross_shapes(q_last: Tensor, k_visual: Tensor) -> None:

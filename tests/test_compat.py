@@ -1,12 +1,15 @@
 """The functions of `compat` have the signatures and results of the published ones, and keep what these kept.
 
-Recorded runs of the published code are in data/golden and data/merges, whose README.md describe them.
+Recorded runs of the published code are in data/golden and data/merges, whose README.md describe them, and for MMTok in
+data/selectors, see `test_mmtok_matrix_as_recorded`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -30,15 +33,18 @@ from idsel_kernels.compat import angelslim
 from idsel_kernels.compat.cdpruner import encode_images, index_masks
 from idsel_kernels.compat.divprune import DivPrune
 from idsel_kernels.compat.fastv import keep_indexs
+from idsel_kernels.compat.mmtok import matrix
 from idsel_kernels.compat.scope import SCOPE
 from idsel_kernels.compat.visionzip import CLIPVisionTower_VisionZip, zip_tokens
 
 DATA = Path(__file__).parent / "data"
 CASES = {folder: json.loads((DATA / folder / "index.json").read_text())["cases"] for folder in ("golden", "merges")}
+MMTOK = json.loads((DATA / "selectors" / "mmtok.json").read_text())
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CASE = idsel.testing.clustered(tokens=60, dim=16, batch=2)
 FEATURES, SCORES = CASE.features, CASE.importance
 EMBEDS, TEXTS = torch.randn(2, 60, 8, generator=torch.manual_seed(0)), torch.randn(3, 8)
+TEXTS16 = torch.randn(3, 16)
 HIDDEN, KEYS = torch.randn(2, 61, 12), torch.randn(2, 61, 4)
 ROW = torch.ones(1, 4, 1, 9)  # of attention
 IMAGE = 7  # the id of an image token
@@ -233,6 +239,28 @@ def test_visionzip_of_angelslim_as_recorded(run: MergeRun, slim: SimpleNamespace
     torch.testing.assert_close(weights, ones / (ones.sum(1, keepdim=True) + 1e-8))
 
 
+@pytest.mark.parametrize("file", MMTOK["files"])
+def test_mmtok_matrix_as_recorded(file: str) -> None:
+    """W (M + N, N) float32 is what the official code made of `features` (N, D), `clip_features` (N, D) and
+    `text_features` (M, D), float16 and upcast to float32 before it ran.
+
+    data/selectors/mmtok.json has `cases` (the runs, with parameters), `sources` (project, file, function, commit and
+    licence) and `files`, each with its SHA-256. `rXX_order` and the other arrays of a run are its greedy selection.
+    """
+    path = DATA / "selectors" / file
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == MMTOK["files"][file]
+    with np.load(path) as data:
+        given = {name: torch.from_numpy(data[name].astype(np.float32)) for name in data if not name.startswith("r")}
+    for case in MMTOK["cases"]:
+        if case["file"] == file:
+            alpha, *temperatures = (case["params"][name] for name in ("alpha", "tv_temp", "vv_temp"))
+            options = dict(zip(("text_temperature", "vision_temperature"), temperatures, strict=True))
+            ours = matrix(given["features"], given["text_features"], given["clip_features"], alpha=alpha, **options)
+            # A cosine may be off by 2^-23, and that over the temperature is the relative error of a weight, but twice.
+            error = 2 * 2**-23 / min(temperatures) + 2**-20
+            torch.testing.assert_close(ours, given["W"], rtol=error, atol=0.0)
+
+
 def test_every_source_of_the_projects_is_recorded_and_most_runs_are_clear() -> None:
     golden_runs = [case for case in CASES["golden"] if case["source"] != "float64-oracle"]
     clear = Counter(case["source"] for case in golden_runs if np.min(case["clear_prefix"]) >= case["k"])
@@ -281,7 +309,7 @@ def test_nothing_is_imported_unasked() -> None:
     code = """
 import sys, idsel_kernels
 assert not any(name.startswith("idsel_kernels.compat") for name in sys.modules), "compat"
-from idsel_kernels.compat import angelslim, cdpruner, divprune, fastv, scope, visionzip
+from idsel_kernels.compat import angelslim, cdpruner, divprune, fastv, mmtok, scope, visionzip
 foreign = {"angelslim", "llava", "transformers", "safetensors", "huggingface_hub"} & set(sys.modules)
 assert not foreign, foreign
 """
@@ -421,6 +449,56 @@ def test_fastv_keeps_text_and_the_attended_image_tokens(dtype: torch.dtype) -> N
     assert keep_indexs(ties, 5, 20, 0).tolist() == [*range(5), *range(25, 30)]
 
 
+# --- MMTok ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_mmtok_matrix_is_the_formula(dtype: torch.dtype, shared: bool) -> None:
+    x, q, t = FEATURES[:, :7].to(dtype), EMBEDS[:, :7].to(dtype), torch.randn(2, 3, 16).to(dtype)
+    t = t[0] if shared else t
+    ours = matrix(x, t, q, text_temperature=0.1, vision_temperature=0.3, alpha=2.0)
+    assert ours.dtype is torch.float32 and ours.shape == (2, 10, 7)
+    for sample in range(2):
+        texts, rows = (t if shared else t[sample]).double().tolist(), ours[sample].double()
+        tokens, clips = x[sample].double().tolist(), q[sample].double().tolist()
+        for i, text in enumerate(texts):
+            weights = [math.exp(cosine(text, token) / 0.1) for token in tokens]
+            expected = torch.tensor([w / sum(weights) / 3 for w in weights], dtype=torch.float64)
+            torch.testing.assert_close(rows[i], expected, rtol=2e-5, atol=0)
+        for i, clip in enumerate(clips):
+            weights = [math.exp(cosine(clip, other) / 0.3) for other in clips]
+            expected = torch.tensor([2.0 * w / sum(weights) / 7 for w in weights], dtype=torch.float64)
+            torch.testing.assert_close(rows[3 + i], expected, rtol=2e-5, atol=0)
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def test_mmtok_matrix_defaults_and_one_sample() -> None:
+    text = TEXTS16
+    whole = matrix(FEATURES, text)
+    assert torch.equal(
+        whole, matrix(FEATURES, text, FEATURES, text_temperature=0.02, vision_temperature=0.2, alpha=0.5)
+    )
+    torch.testing.assert_close(matrix(FEATURES[1], text), whole[1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(whole[:, :3].sum(-1), torch.full((2, 3), 1 / 3))
+    torch.testing.assert_close(whole[:, 3:].sum(-1), torch.full((2, 60), 0.5 / 60))
+    spoiled = FEATURES.clone()
+    spoiled[0, 5, 2] = math.nan
+    assert torch.equal(matrix(spoiled, text)[1], whole[1])
+    assert not matrix(FEATURES, text, alpha=0)[:, 3:].any()
+    zeros = matrix(torch.zeros(2, 4), torch.zeros(1, 4))
+    assert torch.equal(zeros, torch.tensor([[0.5, 0.5], [0.125, 0.125], [0.125, 0.125]]))
+
+
+def test_mmtok_matrix_is_in_full_precision_whatever_the_caller_has_set() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = matrix(FEATURES, TEXTS16)
+    assert torch.equal(inside, matrix(FEATURES, TEXTS16))
+
+
 # --- AngelSlim --------------------------------------------------------------------------------------------------------
 
 STRATEGIES = {
@@ -546,6 +624,12 @@ def test_errors_of_contexts(slim: SimpleNamespace) -> None:
         (keep_indexs, (ROW, 10, 5, 3), ValueError, "fast_v_sys_length must be at most 9, the length of the sequence"),
         (keep_indexs, (ROW, 5, 5, 3), ValueError, "fast_v_image_token_length must be at most 4, the tokens behind"),
         (keep_indexs, (ROW, 1, 5, 6), ValueError, "fast_v_attention_rank must be at most 5, fast_v_image_token_length"),
+        (matrix, (FEATURES[None], TEXTS16), ValueError, r"features must be \(N, D\), got shape \(1, 2, 60, 16\)"),
+        (matrix, (FEATURES.double(), TEXTS16), TypeError, r"features must be float32.* got torch.float64; pass .float"),
+        (matrix, (FEATURES, TEXTS), ValueError, r"text must be \(M, 16\), got shape \(3, 8\)"),
+        (matrix, (FEATURES, TEXTS16.expand(3, 3, 16)), ValueError, r"text must be \(2, M, 16\), got shape \(3, 3, 16"),
+        (matrix, (FEATURES, TEXTS16[:0]), ValueError, r"text must have at least one token, got shape \(0, 16\)"),
+        (matrix, (FEATURES, TEXTS16, EMBEDS[0]), ValueError, r"clip_features must be \(2, 60, C\), got shape \(60"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument_of_the_published_function(
@@ -553,6 +637,22 @@ def test_errors_name_the_argument_of_the_published_function(
 ) -> None:
     with pytest.raises(error, match=words):
         function(*given)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "words"),
+    [
+        ({"text_temperature": 0.0}, ValueError, "text_temperature must be finite and > 0, got 0.0"),
+        ({"vision_temperature": math.nan}, ValueError, "vision_temperature must be finite and > 0, got nan"),
+        ({"alpha": -0.5}, ValueError, "alpha must be finite and >= 0, got -0.5"),
+        ({"alpha": math.inf}, ValueError, "alpha must be finite and >= 0, got inf"),
+        ({"alpha": "x"}, TypeError, "alpha must be a number, got str"),
+    ],
+)
+def test_errors_of_mmtoks_parameters(option: dict[str, Any], error: Any, words: str) -> None:
+    with pytest.raises(error) as caught:
+        matrix(FEATURES, TEXTS16, **option)
+    assert str(caught.value) == words
 
 
 def test_nothing_waits_for_a_gpu(slim: SimpleNamespace) -> None:
@@ -565,6 +665,7 @@ def test_nothing_waits_for_a_gpu(slim: SimpleNamespace) -> None:
             *SCOPE(features, 9, scores),
             *zip_tokens(hidden, keys, scores, 7, 5),
             keep_indexs(to_meta(torch.zeros(1, 4, 30, 30)), 5, 20, 8),
+            matrix(features, to_meta(TEXTS16)),
             angelslim.divprune(context, ratio=0.75),
             angelslim.scope_pruning(context.with_attention(scores[0]), ratio=0.75, layer_idx=4),
         ):

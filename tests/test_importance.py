@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import idsel_kernels.importance as importance_module
-from idsel_kernels.importance import cls_attention, cross_attention, minmax, text_relevance, unify
+from idsel_kernels.importance import (
+    cls_attention,
+    cross_attention,
+    debias,
+    event_relevance,
+    frame_difference,
+    key_norms,
+    minmax,
+    norms,
+    text_relevance,
+    unify,
+)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 MINMAX_FILES = sorted([*GOLDEN.glob("idpruner-*.npz"), *GOLDEN.glob("idselection-*.npz")])
 RELEVANCE_FILES = sorted(GOLDEN.glob("cdpruner-*.npz"))
+BUDGETS = GOLDEN.with_name("budgets")
+EVS_CASES = [c for c in json.loads((BUDGETS / "index.json").read_text())["cases"] if c["source"] == "vllm-evs"]
 
 # Half the spacing of float32 between 1 and 2: the rounding error of one operation with a result near 1.
 ULP = 2.0**-24
@@ -424,6 +438,220 @@ def test_text_relevance_empty_input_gives_empty_output() -> None:
         assert text_relevance(torch.empty(0, 3, 8), torch.ones(1, 8), convention).shape == (0, 3)
 
 
+# debias
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1e-7, 0.25])
+@pytest.mark.parametrize("shared", [True, False])
+def test_debias_matches_the_formula(dtype: torch.dtype, eps: float, shared: bool) -> None:
+    attention, prior = randn(3, 11, dtype=dtype).abs(), randn(3, 11, seed=1, dtype=dtype).abs() + 0.1
+    prior = prior[0] if shared else prior
+    actual = debias(attention, prior, eps)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for b in range(3):
+        for i in range(11):
+            usual = float(prior[i] if shared else prior[b, i])
+            assert float(actual[b, i]) == pytest.approx(float(attention[b, i]) / (usual + eps), rel=4 * ULP)
+
+
+def test_debias_undoes_a_bias_of_position() -> None:
+    seen = torch.tensor([[4.0, 1.0, 2.0], [1.0, 8.0, 0.5]])  # powers of 2: no rounding
+    bias = torch.tensor([0.25, 0.5, 2.0])
+    assert_same(debias(seen * bias, bias, eps=0), seen)
+
+
+def test_debias_where_the_prior_is_zero() -> None:
+    attention, prior = torch.tensor([0.5, 0.0, NAN]), torch.zeros(3)
+    assert_same(debias(attention, prior, eps=0.25), torch.tensor([2.0, 0.0, NAN]))
+    assert_same(debias(attention, prior, eps=0), torch.tensor([INF, NAN, NAN]))
+    # The default is not lost in half precision, whose smallest number is about as large.
+    torch.testing.assert_close(debias(attention[:1].half(), prior[:1].half()), torch.tensor([5e6]), rtol=1e-6, atol=0)
+
+
+def test_debias_computes_in_the_wider_dtype() -> None:
+    attention, prior = randn(2, 5).abs(), randn(5, seed=1, dtype=torch.float64).abs()
+    assert_same(debias(attention, prior), debias(attention.double(), prior))
+    assert_same(debias(prior, attention[0].half()), debias(prior, attention[0].half().double()))
+
+
+# norms and key_norms
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 1.5, 2.0, 3])
+@pytest.mark.parametrize("shape", [(2, 5, 7), (5, 7), (2, 3, 2, 1)], ids=str)
+def test_norms_match_a_loop_over_tokens(dtype: torch.dtype, p: float, shape: tuple[int, ...]) -> None:
+    x = randn(*shape, dtype=dtype)
+    actual = norms(x, p)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert actual.shape == shape[:-1]
+    for row, norm in zip(x.reshape(-1, shape[-1]).double().tolist(), actual.flatten().tolist(), strict=True):
+        assert norm == pytest.approx(sum(abs(v) ** p for v in row) ** (1 / p), rel=16 * ULP)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 1.5, 2.0])
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (3, 5, 7), (1, 1, 1, 1)], ids=str)
+def test_key_norms_match_a_loop_over_heads(dtype: torch.dtype, p: float, shape: tuple[int, ...]) -> None:
+    k = randn(*shape, dtype=dtype)
+    actual = key_norms(k, p)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert actual.shape == (*shape[:-3], shape[-2])
+    samples = k.reshape(-1, *shape[-3:]).double().numpy()
+    expected = np.zeros((len(samples), shape[-2]))
+    for b, sample in enumerate(samples):
+        for head in sample:
+            for i, key in enumerate(head):
+                expected[b, i] += sum(abs(value) ** p for value in key)
+    np.testing.assert_allclose(actual.reshape(expected.shape).numpy(), expected ** (1 / p), rtol=16 * ULP)
+    assert_same(key_norms(k, p, largest=False), -actual)
+
+
+def test_key_norms_default_is_the_sum_of_the_heads_l1_norms() -> None:
+    k = randn(2, 4, 9, 8)
+    assert_same(key_norms(k), norms(k, 1).sum(-2))
+
+
+def test_key_norms_of_grouped_heads_only_scale_when_they_are_repeated() -> None:
+    k = randn(2, 2, 9, 8)
+    torch.testing.assert_close(key_norms(k.repeat_interleave(4, 1)), 4 * key_norms(k), rtol=8 * ULP, atol=0)
+
+
+def test_half_precision_norms_do_not_overflow() -> None:
+    x = torch.full((2, 4, 3, 4096), 60000.0, dtype=torch.float16)  # the squared length is 1.5e13, far above 65504
+    torch.testing.assert_close(norms(x), torch.full((2, 4, 3), 60000.0 * 64), rtol=4096 * ULP, atol=0)
+    torch.testing.assert_close(key_norms(x), torch.full((2, 3), 4 * 4096 * 60000.0), rtol=4096 * ULP, atol=0)
+
+
+def test_nan_spoils_the_norm_of_its_token_only() -> None:
+    k = randn(2, 3, 5, 4)
+    expected = key_norms(k)
+    k[1, 2, 3, 0] = expected[1, 3] = NAN
+    assert_same(key_norms(k), expected)
+    assert int(norms(k).isnan().sum()) == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 9), st.sampled_from([1.0, 2.0]))
+def test_norms_scale_with_the_token_and_ignore_signs(seed: int, tokens: int, width: int, p: float) -> None:
+    x = randn(tokens, width, seed=seed)
+    assert_same(norms(-4 * x, p), 4 * norms(x, p))
+    assert bool((norms(x, 1) >= norms(x, 2) * (1 - 16 * ULP)).all())
+    assert_same(key_norms(x[None], p), norms(x, p))
+
+
+# frame_difference
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("leading", [(), (2,), (2, 2)], ids=str)
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_frame_difference_matches_a_loop_over_frames(dtype: torch.dtype, leading: tuple[int, ...], frames: int) -> None:
+    video = randn(*leading, frames, 3, 8, dtype=dtype)
+    actual = frame_difference(video, first=0.5)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert actual.shape == video.shape[:-1]
+    results = actual.reshape(-1, frames, 3)
+    for sample, result in zip(video.reshape(-1, frames, 3, 8).double().numpy(), results.tolist(), strict=True):
+        assert result[0] == [0.5] * 3
+        for t in range(1, frames):
+            for i in range(3):
+                a, b = sample[t, i], sample[t - 1, i]
+                cosine = float(a @ b) / (float(a @ a) ** 0.5 * float(b @ b) ** 0.5)
+                assert result[t][i] == pytest.approx(1 - cosine, abs=8 * ULP)
+
+
+@pytest.mark.parametrize("case", EVS_CASES, ids=lambda case: case["id"])
+def test_frame_difference_gives_the_recorded_scores_of_evs(case: dict[str, Any]) -> None:
+    data = np.load(BUDGETS / case["file"])
+    video = torch.from_numpy(data["features"]).reshape(case["params"]["frames"], -1, data["features"].shape[-1])
+    expected = torch.from_numpy(data[f"{case['run']}_scores"])
+    # The code was given the same float16 values, upcast.
+    torch.testing.assert_close(frame_difference(video, first=255).flatten(), expected, rtol=0, atol=2e-6)
+
+
+def test_frame_difference_first_frame_is_by_default_as_after_zeros() -> None:
+    video = randn(4, 5, 8)
+    assert_same(frame_difference(video)[0], torch.ones(5))
+    after_zeros = torch.cat([torch.zeros(1, 5, 8), video])
+    assert_same(frame_difference(after_zeros)[1:], frame_difference(video))
+
+
+def test_frame_difference_ignores_the_length_of_tokens() -> None:
+    video = randn(4, 5, 8)
+    factors = torch.tensor([1.0, 4.0, 0.5, 16.0])[:, None, None]
+    torch.testing.assert_close(frame_difference(factors * video), frame_difference(video), rtol=0, atol=4 * ULP)
+    assert float(frame_difference(torch.cat([video, -video[-1:]]))[-1].min()) == pytest.approx(2.0)
+
+
+def test_frame_difference_nan_stays_in_its_frame_and_the_next() -> None:
+    video = randn(4, 5, 8)
+    expected = frame_difference(video)
+    video[1, 2, 0] = NAN
+    expected[1:3, 2] = NAN
+    assert_same(frame_difference(video), expected)
+
+
+def test_frame_difference_widens_one_frame_at_a_time() -> None:
+    video = randn(20, 30, 8, dtype=torch.float16)
+    with LargestTensor() as largest:  # type: ignore[no-untyped-call]
+        frame_difference(video)
+    assert largest.numel <= max(30 * 8, 20 * 30)
+
+
+# event_relevance
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 5, 8), (1, 3, 8), (2, 3, 5, 8)], ids=str)
+def test_event_relevance_matches_a_loop_over_frames(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    features = randn(*shape, dtype=dtype)
+    actual = event_relevance(features)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert actual.shape == shape[:-1]
+    videos = features.reshape(-1, *shape[-3:]).double().numpy()
+    for video, result in zip(videos, actual.reshape(-1, *shape[-3:-1]).tolist(), strict=True):
+        for t, frame in enumerate(video):
+            for j, token in enumerate(frame):
+                agreement = [float(token @ other.mean(0)) for other in video]
+                assert result[t][j] == pytest.approx(sum(agreement) / len(agreement), abs=64 * ULP)
+
+
+def test_event_relevance_is_of_second_degree_and_signed() -> None:
+    features = randn(3, 4, 8)
+    assert_same(event_relevance(4 * features), 16 * event_relevance(features))
+    features[:, 1::2] = -features[:, ::2]  # all means are 0
+    torch.testing.assert_close(event_relevance(features), torch.zeros(3, 4), rtol=0, atol=1e-6)
+
+
+def test_event_relevance_half_precision_means_do_not_overflow() -> None:
+    features = torch.full((2, 40, 16), 60000.0, dtype=torch.float16)
+    torch.testing.assert_close(event_relevance(features), torch.full((2, 40), 16 * 60000.0**2), rtol=1e-5, atol=0)
+
+
+def test_event_relevance_nan_spoils_its_own_video_only() -> None:
+    features = randn(2, 3, 4, 8)
+    expected = event_relevance(features)
+    features[0, 1, 2, 3] = expected[0] = NAN
+    assert_same(event_relevance(features), expected)
+
+
+def test_scores_of_no_tokens_are_none() -> None:
+    assert norms(torch.empty(2, 0, 8)).shape == key_norms(torch.empty(2, 3, 0, 8)).shape == (2, 0)
+    for shape in [(0, 3, 8), (3, 0, 8), (0, 2, 3, 8), (2, 0, 3, 8)]:
+        assert frame_difference(torch.empty(shape)).shape == event_relevance(torch.empty(shape)).shape == shape[:-1]
+    assert debias(torch.empty(2, 0), torch.empty(0)).shape == (2, 0)
+
+
+def test_new_scores_read_strided_input_and_leave_it_unchanged() -> None:
+    wide = randn(2, 6, 4, 10)
+    before, strided = wide.clone(), wide[:, ::2].transpose(1, 2)[..., 1::3]
+    for function in (norms, key_norms, frame_difference, event_relevance):
+        torch.testing.assert_close(function(strided), function(strided.contiguous()), rtol=1e-6, atol=1e-6)
+    assert_same(wide, before)
+
+
 # unify
 
 SALIENCY = torch.tensor([[0.0, 1.0, 4.0, 2.0], [7.0, 5.0, 5.0, 6.0]])
@@ -528,6 +756,13 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]
         lambda a, b, m: unify(a, b, "geometric", mask=m),
         lambda n: (randn(2, n), randn(2, n, seed=1), randn(2, n, seed=2) > 0),
     ),
+    "debias": (debias, lambda n: (randn(2, n).abs(), randn(n, seed=1).abs())),
+    "norms": (norms, lambda n: (randn(2, n, 8),)),
+    "norms-l1": (lambda x: norms(x, 1), lambda n: (randn(2, n, 8, dtype=torch.bfloat16),)),
+    "key-norms": (key_norms, lambda n: (randn(2, 3, n, 8),)),
+    "key-norms-l2": (lambda k: key_norms(k, 2, largest=False), lambda n: (randn(2, 3, n, 8),)),
+    "frame-difference": (frame_difference, lambda n: (randn(2, 3, n, 8),)),
+    "event-relevance": (event_relevance, lambda n: (randn(2, 3, n, 8),)),
 }
 
 
@@ -589,7 +824,7 @@ def test_autocast_does_not_lower_the_precision(name: str) -> None:
 
 def test_docstring_examples_run() -> None:
     results = doctest.testmod(importance_module)
-    assert results.attempted >= 10
+    assert results.attempted >= 20
     assert results.failed == 0
 
 
@@ -722,6 +957,56 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: untyped.text_relevance(IMAGE, TEXT, "siglip"),
         ValueError,
         "convention must be one of 'clip', 'cdpruner', got 'siglip'",
+    ),
+    # debias
+    (lambda: untyped.debias([0.5], X), TypeError, "attention must be a torch.Tensor, got list"),
+    (lambda: untyped.debias(X, X.int()), TypeError, f"prior must be {FLOATS}, got int32"),
+    (lambda: untyped.debias(torch.tensor(0.0), X), ValueError, "attention must be (..., N), got ()"),
+    (
+        lambda: untyped.debias(X, X[:1]),
+        ValueError,
+        "prior must be (B, N) = (2, 5) or (5,) to match attention, got (1, 5)",
+    ),
+    (lambda: untyped.debias(X[0], X), ValueError, "prior must be (N,) = (5,) to match attention, got (2, 5)"),
+    (lambda: untyped.debias(X, X.to("meta")), ValueError, "prior must be on cpu to match attention, got meta"),
+    (lambda: untyped.debias(X, X, -1e-7), ValueError, "eps must be finite and >= 0, got -1e-07"),
+    (lambda: untyped.debias(X, X, None), TypeError, "eps must be a number, got NoneType"),
+    # norms and key_norms
+    (lambda: untyped.norms(X.tolist()), TypeError, "x must be a torch.Tensor, got list"),
+    (lambda: untyped.norms(X > 0), TypeError, f"x must be {FLOATS}, got bool"),
+    (lambda: untyped.norms(X[0]), ValueError, "x must be (B, N, D) or (N, D) with D >= 1, got (5,)"),
+    (lambda: untyped.norms(X[:, :0]), ValueError, "x must be (B, N, D) or (N, D) with D >= 1, got (2, 0)"),
+    (lambda: untyped.norms(X, 0.5), ValueError, "p must be finite and >= 1, got 0.5"),
+    (lambda: untyped.norms(X, INF), ValueError, "p must be finite and >= 1, got inf"),
+    (lambda: untyped.norms(X, "fro"), TypeError, "p must be a number, got str"),
+    (lambda: untyped.key_norms(None), TypeError, "k must be a torch.Tensor, got NoneType"),
+    (
+        lambda: untyped.key_norms(X),
+        ValueError,
+        "k must be (B, H, N, d) or (H, N, d) with a head and a channel, got (2, 5)",
+    ),
+    (
+        lambda: untyped.key_norms(Q[:, :0]),
+        ValueError,
+        "k must be (B, H, N, d) or (H, N, d) with a head and a channel, got (2, 0, 9, 8)",
+    ),
+    (lambda: untyped.key_norms(Q, 0), ValueError, "p must be finite and >= 1, got 0"),
+    (lambda: untyped.key_norms(Q, largest=0), TypeError, "largest must be True or False, got 0"),
+    # frame_difference and event_relevance
+    (lambda: untyped.frame_difference(1), TypeError, "video must be a torch.Tensor, got int"),
+    (lambda: untyped.frame_difference(Q.long()), TypeError, f"video must be {FLOATS}, got int64"),
+    (
+        lambda: untyped.frame_difference(X),
+        ValueError,
+        "video must be (F, P, D) or (B, F, P, D) with D >= 1, got (2, 5)",
+    ),
+    (lambda: untyped.frame_difference(Q, INF), ValueError, "first must be finite, got inf"),
+    (lambda: untyped.frame_difference(Q, None), TypeError, "first must be a number, got NoneType"),
+    (lambda: untyped.event_relevance("a"), TypeError, "features must be a torch.Tensor, got str"),
+    (
+        lambda: untyped.event_relevance(Q[..., :0]),
+        ValueError,
+        "features must be (F, P, D) or (B, F, P, D) with D >= 1, got (2, 4, 9, 0)",
     ),
     # unify
     (lambda: untyped.unify(None, X), TypeError, "saliency must be a torch.Tensor, got NoneType"),

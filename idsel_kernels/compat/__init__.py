@@ -6,6 +6,7 @@
 | `cdpruner` | github.com/Theia-4869/CDPruner | `encode_images`, `index_masks` |
 | `scope` | github.com/kinredon/SCOPE | `SCOPE` |
 | `visionzip` | github.com/dvlab-research/VisionZip | `CLIPVisionTower_VisionZip`, `zip_tokens` |
+| `mmtok` | github.com/Ironieser/MMTok | `matrix` |
 | `fastv` | github.com/pkunlp-icler/FastV | `keep_indexs` |
 | `angelslim` | github.com/Tencent/AngelSlim | `divprune`, `idpruner`, `scope_pruning`, `visionzip`, `register` |
 

@@ -22,10 +22,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _env, api, budgets, checks
+from ..importance import frame_difference
 from ..rules import IDSelection, Rule, TopK, by_name
 
 __all__ = [
@@ -109,7 +109,7 @@ def evs_scores(video: Tensor) -> Tensor:
                 [  0.,   0.],
                 [  1.,   0.]])
     """
-    return _changes(video, _EVS_FIRST)
+    return frame_difference(video.detach(), _EVS_FIRST)
 
 
 def novelty(video: Tensor) -> Tensor:
@@ -128,15 +128,7 @@ def novelty(video: Tensor) -> Tensor:
         tensor([[1.],
                 [1.]])
     """
-    return _changes(video, 1.0).clamp(min=0.0)
-
-
-def _changes(video: Tensor, first: float) -> Tensor:
-    # Frame by frame, so that no float32 copy of the whole video is made.
-    scores = [torch.full(video.shape[1:2], first, device=video.device)]
-    for before, frame in itertools.pairwise(video.detach()):
-        scores.append(1.0 - F.cosine_similarity(frame.float(), before.float(), dim=-1))
-    return torch.stack(scores)
+    return frame_difference(video.detach()).clamp(min=0.0)
 
 
 def retention_mask(
