@@ -1,0 +1,65 @@
+"""Every backend picks what the published code picks: FlashVID's ADTS and MMTok; data/selectors/README.md has the
+format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backends import Backend
+from tolerances import GOLDEN_REGRET
+
+import idsel_kernels as idsel
+from idsel_kernels.importance import event_relevance
+
+CARRIED = Path(__file__).parent / "data" / "selectors"
+INDICES = {name: json.loads((CARRIED / f"{name}.json").read_text()) for name in ("flashvid", "mmtok")}
+CASES = [case for index in INDICES.values() for case in index["cases"]]
+
+
+def _arrays(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    with np.load(CARRIED / case["file"]) as data:
+        return dict(data)
+
+
+def _call(case: dict[str, Any]) -> tuple[idsel.Rule, dict[str, torch.Tensor]]:
+    """The rule and the inputs that stand for the official call."""
+    arrays = _arrays(case)
+    if case["source"] == "mmtok":
+        padding = arrays.get(f"{case['run']}_mask")
+        mask = {} if padding is None else {"mask": torch.from_numpy(padding).bool()}
+        return idsel.MatrixCoverage(), {"features": torch.from_numpy(arrays["W"]).mT, **mask}
+    features = torch.from_numpy(arrays["features"].astype(np.float32))
+    if case["source"] == "flashvid-div":
+        return idsel.MaxMin(), {"features": features}
+    weight = torch.from_numpy(arrays["importance"])
+    if case["params"].get("event_relevance"):
+        frames = features.view(-1, *features.shape[-2:])
+        weight = weight * event_relevance(frames).view_as(weight)
+    return idsel.MaxMin(weighted=True), {"features": features, "importance": weight}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['source']}-{case['id']}" for case in CASES])
+def test_same_picks_on_the_clear_prefix_and_small_regret(case: dict[str, Any], backend: Backend) -> None:
+    rule, inputs = _call(case)
+    k = backend.fewer(case["k"], "golden")
+    sel = backend.select(**inputs, k=k, rule=rule)
+    theirs = torch.from_numpy(np.atleast_2d(_arrays(case)[f"{case['run']}_order"]))
+    for ours, recorded, clear in zip(sel.indices, theirs, np.atleast_1d(case["clear_prefix"]), strict=True):
+        telling = min(int(clear), k, recorded.numel())
+        assert ours[:telling].tolist() == recorded[:telling].tolist()
+        picked = ours[ours >= 0]
+        assert len(set(picked.tolist())) == len(picked) == min(k, case["n"])
+    idsel.testing.check_selection(sel, **inputs, rule=rule).assert_ok(GOLDEN_REGRET)
+
+
+def test_carried_files_are_unchanged_and_small() -> None:
+    for index in INDICES.values():
+        for name, digest in index["files"].items():
+            assert hashlib.sha256((CARRIED / name).read_bytes()).hexdigest() == digest, name
+    assert sum(path.stat().st_size for path in CARRIED.iterdir()) <= 2_000_000
