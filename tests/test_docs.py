@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import importlib
@@ -261,6 +262,48 @@ def test_rules_page_and_readme_name_every_rule_with_its_defaults() -> None:
             assert shown[1].strip() == (f'"{default}"' if isinstance(default, str) else repr(default)) or (
                 isinstance(default, float) and float(shown[1]) == default
             ), f"docs/rules.md: {name} has another default of {field}"
+
+
+# Methods whose rules are being written: in the block their calls are comments so far.
+CALLS_TO_COME = {"VisPruner", "DART"}
+
+
+def _calls_of_table(section: str) -> dict[str, list[str]]:
+    """The calls in the row of each method, as Python would write them; none where there is none."""
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    assert all(len(row) == 3 for row in rows)
+    cells = {row[0].partition(",")[0]: row[2] for row in rows[1:]}
+    codes = {method: re.findall(r"`([^`]*\([^`]*)`", cell) for method, cell in cells.items()}
+    return {method: [ast.unparse(ast.parse(code)) for code in calls] for method, calls in codes.items()}
+
+
+def _calls_of_block(code: str) -> dict[str, str]:
+    """The entries of the dict `calls`, each with the functions of the block that it takes."""
+    tree = ast.parse(code)
+    functions = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    (calls,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "calls"
+    )
+    assert isinstance(calls, ast.Dict)
+    pairs = zip(calls.keys, calls.values, strict=True)
+    entries = {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key}
+    return {
+        method: "\n".join([entry, *(functions[name] for name in functions if re.search(rf"\b{name}\b", entry))])
+        for method, entry in entries.items()
+    }
+
+
+def test_every_call_of_the_table_of_methods_is_run() -> None:
+    page = ROOT / "docs" / "rules.md"
+    _, heading, section = page.read_text(encoding="utf-8").partition("\n## Every method and its call\n")
+    assert heading, "docs/rules.md has no table of methods"
+    table = _calls_of_table(section)
+    (block,) = (block for block in _blocks(page) if block.language == "python" and "\ncalls = {" in block.text)
+    run = _calls_of_block(block.text)
+    assert {method for method, calls in table.items() if calls} - CALLS_TO_COME == set(run) - CALLS_TO_COME
+    for method, entry in run.items():
+        for call in table[method]:
+            assert call in entry, f"the row of {method} has {call}, which its entry of the block does not"
 
 
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
