@@ -20,7 +20,9 @@ else:
     from . import budgets, importance, inputs, integrations, testing
     from .api import (
         coverage_select,
+        dart_select,
         dpp_select,
+        eliminate_select,
         explain,
         id_select,
         maxmin_select,
@@ -33,13 +35,15 @@ else:
     from .merging import Merged, bipartite_pairing, merge
     from .planning import Plan, plan
     from .pruning import Pruned, prune
-    from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK
+    from .rules import DART, DPP, MMR, Coverage, Elimination, HardSuppress, IDSelection, MaxMin, Rule, TopK
     from .selection import Selection
 
 __all__ = [
+    "DART",
     "DPP",
     "MMR",
     "Coverage",
+    "Elimination",
     "Explanation",
     "HardSuppress",
     "IDSelection",
@@ -56,7 +60,9 @@ __all__ = [
     "bipartite_pairing",
     "budgets",
     "coverage_select",
+    "dart_select",
     "dpp_select",
+    "eliminate_select",
     "explain",
     "id_select",
     "importance",

@@ -23,6 +23,7 @@ from ..arithmetic import ieee_arithmetic
 from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, State, Tier, TopK
+from . import at_once
 from .base import GRAM_BUDGET_BYTES, Launcher, Outputs
 
 __all__ = [
@@ -68,6 +69,7 @@ class Batch:
         exists: (B, N) bool, the token may be picked at all (inside the sample, not masked).
         takes_part: (B, N) bool, it also competes and counts as a neighbour: importance is not NaN or -inf,
             features are finite.
+        ends: (B,), how many rows each sample has.
         nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
         lower_tier, fallback: (B, N), tier and value of a token for which its rule has no priority, see `Standing`.
     """
@@ -82,7 +84,8 @@ class Batch:
         norms32 = self._padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
         self.nonzero = (norms32 > 0).to(dtype)
         self.scale = torch.where(norms32 > 0, 1 / norms, 0.0)
-        inside = torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
+        self.ends = torch.tensor(self.lengths, device=device)
+        inside = torch.arange(self.shape[1], device=device) < self.ends[:, None]
         self.exists = inside if inputs.mask is None else inside & self._unpack(inputs.mask, inputs, False)
         if inputs.importance is None:
             self.importance = torch.ones(self.shape, dtype=dtype, device=device)
@@ -115,6 +118,14 @@ class Batch:
         row = _cosines(x @ x.index_select(0, token)[0], scale[token], scale)
         return torch.where(first == token, self.nonzero[sample, :n], row[first])
 
+    def _rows(self, sample: int, tokens: torch.Tensor) -> torch.Tensor:
+        """c_ij of some of a sample's tokens i, (P,), with all its tokens: (P, n)."""
+        n, x = self.lengths[sample], self.samples[sample]
+        first, scale = self.first[sample, :n], self.scale[sample, :n]
+        tokens = first[tokens]
+        rows = _cosines(x.index_select(0, tokens) @ x.T, scale[tokens, None], scale)
+        return torch.where(first == tokens[:, None], self.nonzero[sample, :n], rows[:, first])
+
     def _full_gram(self) -> torch.Tensor:
         batch, width = self.shape
         gram = self.importance.new_zeros((batch, width, width))
@@ -133,6 +144,19 @@ class Batch:
         blank = self.importance.new_zeros(0)
         rows = [self._row(b, pick[b : b + 1]) if n else blank for b, n in enumerate(self.lengths)]
         return self._padded(rows, 0.0)
+
+    def similarities(self, tokens: torch.Tensor) -> torch.Tensor:
+        """c_ij of several tokens i of each sample with its tokens j: tokens (B, P) -> (B, P, N).
+
+        Of a sample of fewer rows than P, those behind as many tokens are zero.
+        """
+        if self.gram is not None:
+            return self.gram.gather(1, tokens[:, :, None].expand(-1, -1, self.shape[1]))
+        similarities = self.importance.new_zeros((*tokens.shape, self.shape[1]))
+        for b, n in enumerate(self.lengths):
+            few = tokens[b, :n]  # as many as if the sample were alone, because the size of a product has a say in it
+            similarities[b, : len(few), :n] = self._rows(b, few)
+        return similarities
 
     def nearest_other(self) -> torch.Tensor:
         """min over i != j of (1 - c_ij), i taking part: (B, N). +inf where there is no other."""
@@ -424,7 +448,7 @@ def reference_select(
         sort: ascending indices.
         dtype: float32 or float64, the precision of everything.
         gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
-            is faster within `GRAM_BYTES`. `Coverage` needs the full Gram.
+            is faster within `GRAM_BYTES`. `Coverage` and `Elimination` need the full Gram.
 
     Returns:
         indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
@@ -440,10 +464,14 @@ def reference_select(
     device, counts = inputs.features.device, inputs.counts
     counts = on_device(problem.k_per_sample, device) if counts is None else counts
     with torch.no_grad(), ieee_arithmetic(device):
-        parts = [
-            _greedy(Batch(_part(inputs, offsets, begin, end), dtype, whole), rule, counts[begin:end], problem.k_max)
-            for begin, end, whole in _chunks(lengths, full)
-        ]
+        parts = []
+        for begin, end, whole in _chunks(lengths, full):
+            batch = Batch(_part(inputs, offsets, begin, end), dtype, whole)
+            if rule.is_greedy:
+                parts.append(_greedy(batch, rule, counts[begin:end], problem.k_max))
+            else:
+                known = None if inputs.counts is not None else problem.k_per_sample[begin:end]
+                parts.append(at_once.decide(batch, rule, counts[begin:end], known, problem.k_max))
     indices, scores = (torch.cat(column) for column in zip(*parts, strict=True))
     scores = scores if dtype is torch.float64 else scores.float()
     return _sorted(indices, scores) if sort else (indices, scores)
@@ -481,7 +509,7 @@ def _sorted(indices: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _needs_gram(rule: Rule) -> bool:
-    return rule.state is State.COVERAGE
+    return rule.state is State.COVERAGE or (rule.state is State.ALL and rule.needs_nearest)
 
 
 def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
@@ -495,6 +523,8 @@ def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
     """Whether the whole Gram takes less time than one row per pick, and fits the budget."""
     if not rule.needs_similarities or tokens**2 * 4 > GRAM_BYTES:
         return False
+    if rule.state is State.ALL:
+        return False  # the few rows that it needs are one product
     return rule.needs_nearest or k * _ROW_COST > tokens
 
 
@@ -541,6 +571,8 @@ class _TorchEngine:
 
     def algorithm(self, problem: Problem) -> str:
         rule, k = problem.rule, problem.k_max
+        if not rule.is_greedy:
+            return at_once.of_rule(rule).algorithm
         if not rule.needs_similarities:
             return f"{k} greedy steps on the importance"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"
