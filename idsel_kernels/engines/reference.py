@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..alike import first_alike, first_equal
+from ..alike import differ_early, first_alike, first_equal
 from ..arithmetic import ieee_arithmetic
 from ..counts import on_device
 from ..problem import Inputs, Problem
@@ -100,7 +100,7 @@ class Batch:
     @functools.cached_property
     def first(self) -> torch.Tensor:
         """(B, N), the first of the tokens that are alike: equal rows, of which all take part or none does."""
-        rows = self._padded([first_alike(x) for x in self.samples], 0)
+        rows = self._padded([_first_alike(x) for x in self.samples], 0)
         return _first_of_value(rows, self.takes_part)
 
     def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
@@ -186,6 +186,13 @@ class Batch:
 def _cosines(products: torch.Tensor, scale_i: torch.Tensor, scale_j: torch.Tensor) -> torch.Tensor:
     """c_ij from dot products, which it overwrites, and reciprocal norms."""
     return products.mul_(scale_i).mul_(scale_j).clamp_(-1, 1)
+
+
+def _first_alike(sample: torch.Tensor) -> torch.Tensor:
+    """`first_alike`, on a CPU without a look at all of D where no rows are."""
+    if sample.device.type == "cpu" and differ_early(sample):
+        return torch.arange(len(sample))
+    return first_alike(sample)
 
 
 def _first_of_value(first: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
