@@ -20,7 +20,9 @@ else:
     from . import budgets, importance, inputs, integrations, testing
     from .api import (
         coverage_select,
+        dart_select,
         dpp_select,
+        eliminate_select,
         explain,
         id_select,
         matrix_select,
@@ -34,13 +36,27 @@ else:
     from .merging import Merged, bipartite_pairing, merge
     from .planning import Plan, plan
     from .pruning import Pruned, prune
-    from .rules import DPP, MMR, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK
+    from .rules import (
+        DART,
+        DPP,
+        MMR,
+        Coverage,
+        Elimination,
+        HardSuppress,
+        IDSelection,
+        MatrixCoverage,
+        MaxMin,
+        Rule,
+        TopK,
+    )
     from .selection import Selection
 
 __all__ = [
+    "DART",
     "DPP",
     "MMR",
     "Coverage",
+    "Elimination",
     "Explanation",
     "HardSuppress",
     "IDSelection",
@@ -58,7 +74,9 @@ __all__ = [
     "bipartite_pairing",
     "budgets",
     "coverage_select",
+    "dart_select",
     "dpp_select",
+    "eliminate_select",
     "explain",
     "id_select",
     "importance",

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["first_alike", "first_equal"]
+__all__ = ["differ_early", "first_alike", "first_equal"]
 
 # Numbers looked at together: what is computed of them needs memory like so many, not like all. On a CPU they stay in
 # its cache, on a GPU each part is several launches.
 _PART_NUMBERS = {"cpu": 2**17}
 _PART_NUMBERS_ELSEWHERE = 2**24
+
+# As many numbers of a row as tell rows of floats apart, unless they are equal.
+_EARLY = 16
 
 # The multipliers of SplitMix64 and its step, as signed integers.
 _STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -38,6 +41,15 @@ def first_alike(rows: torch.Tensor) -> torch.Tensor:
     for part in _parts(flat):
         equal[part] = (flat[part] == flat.index_select(0, at[part])).all(-1)
     return torch.where(equal.view(candidate.shape), candidate, tokens)
+
+
+def differ_early(rows: torch.Tensor) -> bool:
+    """Whether the first few numbers of rows (n, D) tell all of them apart, so that none is alike to another.
+
+    It saves the look at all of D where that is so, and waits for the device.
+    """
+    tokens = torch.arange(len(rows), device=rows.device)
+    return bool((first_equal(_hashes(rows[:, :_EARLY])) == tokens).all())
 
 
 def first_equal(keys: torch.Tensor) -> torch.Tensor:

@@ -10,13 +10,31 @@ from typing_extensions import Unpack
 from . import calls, checks, dispatch, ops
 from .counts import Count, resolve
 from .problem import Inputs, Problem
-from .rules import DPP, MMR, Combine, Coverage, HardSuppress, IDSelection, MatrixCoverage, MaxMin, Rule, TopK, by_name
+from .rules import (
+    DART,
+    DPP,
+    MMR,
+    Combine,
+    Coverage,
+    Elimination,
+    HardSuppress,
+    IDSelection,
+    MatrixCoverage,
+    MaxMin,
+    ResidualOrder,
+    Rule,
+    Ties,
+    TopK,
+    by_name,
+)
 from .selection import Selection
 from .tracing import must_trace
 
 __all__ = [
     "coverage_select",
+    "dart_select",
     "dpp_select",
+    "eliminate_select",
     "explain",
     "id_select",
     "matrix_select",
@@ -60,6 +78,8 @@ def select(
 ) -> Selection:
     """Selects k tokens per sample greedily: pick the best, lower the priority of tokens like it, repeat.
 
+    Two rules, `Elimination` and `DART`, decide on all picks at once instead, in the `torch` engine.
+
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
             directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
@@ -67,10 +87,12 @@ def select(
             or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or a compiled
             program can be given other budgets. Where fewer tokens exist the output is padded.
         rule: how priorities start and change, or its name as on the command line ("id", "mmr", "maxmin", "nms", "dpp",
-            "coverage", "topk") for the published parameters; `IDSelection()` unless given.
+            "coverage", "topk", "matrix", "elimination", "dart") for the published parameters; `IDSelection()` unless
+            given.
         importance: (B, N), or (N,) with (N, D) features, or (T,); any floating dtype, higher is better. Required by
-            every rule but `MaxMin` and `Coverage`. +inf counts as the largest float32 (`DPP`: as 2**63, and for
-            `Coverage` importance**alpha as within ±2**100, so that priorities stay finite).
+            every rule but `MaxMin` (unless weighted), `Coverage` and `MatrixCoverage`. +inf counts as the largest
+            float32 (`DPP`: as 2**63, a weighted `MaxMin`: as 2**100, and for `Coverage` importance**alpha as within
+            ±2**100, so that priorities stay finite).
         keep_ratio: in (0, 1], in place of k (None): that share of each sample's tokens (those that exist: inside the
             sample and not masked), rounded half to even, at least 1.
         k_max: width of the outputs where k is a tensor, its upper bound. On a CPU and with `validate` a k outside of
@@ -218,7 +240,7 @@ def prepare(
         inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask), grids=grids)
     checks.check_inputs(inputs, rule, batched)
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch)
+    counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch, rule.rows_aside)
     return inputs if device_counts is None else inputs._replace(counts=device_counts), counts, rule
 
 
@@ -237,16 +259,17 @@ def id_select(
     *,
     gamma: float = 20.0,
     floor: float | None = 0.0,
+    ties: Ties = "index",
     **options: Unpack[Options],
 ) -> Selection:
-    """ID-Selection (arXiv 2604.05601): `select` with `IDSelection(gamma, floor)`.
+    """ID-Selection (arXiv 2604.05601): `select` with `IDSelection(gamma, floor, ties)`.
 
     Example:
         >>> import torch, idsel_kernels as idsel
         >>> idsel.id_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5])).indices
         tensor([[1, 2]])
     """
-    return select(features, k, IDSelection(gamma, floor), importance, **options)
+    return select(features, k, IDSelection(gamma, floor, ties), importance, **options)
 
 
 def mmr_select(
@@ -269,16 +292,22 @@ def mmr_select(
 
 
 def maxmin_select(
-    features: torch.Tensor, k: Count | None, *, start: int | None = None, **options: Unpack[Options]
+    features: torch.Tensor,
+    k: Count | None,
+    importance: torch.Tensor | None = None,
+    *,
+    start: int | None = None,
+    weighted: bool = False,
+    **options: Unpack[Options],
 ) -> Selection:
-    """DivPrune (CVPR 2025): `select` with `MaxMin(start)`.
+    """DivPrune (CVPR 2025), weighted FlashVID (ICLR 2026): `select` with `MaxMin(start, weighted)`.
 
     Example:
         >>> import torch, idsel_kernels as idsel
         >>> idsel.maxmin_select(torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0]]), 2, start=0).indices
         tensor([[0, 2]])
     """
-    return select(features, k, MaxMin(start), **options)
+    return select(features, k, MaxMin(start, weighted), importance, **options)
 
 
 def nms_select(
@@ -368,3 +397,79 @@ def topk_select(
         tensor([[1, 2]])
     """
     return select(features, k, TopK(), importance, **options)
+
+
+def eliminate_select(
+    features: torch.Tensor,
+    k: Count | None,
+    importance: torch.Tensor,
+    *,
+    important: float = 0.5,
+    order: ResidualOrder = "score",
+    **options: Unpack[Options],
+) -> Selection:
+    """VisPruner (ICCV 2025): `select` with `Elimination(important, order)`; importance is the attention of CLS.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> idsel.eliminate_select(features, 3, torch.tensor([0.4, 0.3, 0.2, 0.1])).indices
+        tensor([[0, 3, 2]])
+    """
+    return select(features, k, Elimination(important, order), importance, **options)
+
+
+def dart_select(
+    features: torch.Tensor,
+    k: Count | None,
+    importance: torch.Tensor,
+    *,
+    pivots: int = 4,
+    text: torch.Tensor | None = None,
+    text_importance: torch.Tensor | None = None,
+    text_pivots: int = 4,
+    **options: Unpack[Options],
+) -> Selection:
+    """DART (EMNLP 2025): `select` with `DART`, which takes its text pivots from states of the text.
+
+    Args:
+        features: (B, N, D) or (N, D), the states of the image tokens; with `cu_seqlens` (T, D), and no `text` then.
+        k: as for `select`; of image tokens.
+        importance: of the image tokens, as for `select`: the norms of their keys.
+        pivots: image tokens kept as pivots; 4 is the official default.
+        text: (B, M, D) or (M, D), the states of the text, from which pivots are taken. None: from the image alone.
+        text_importance: (B, M) or (M,), the norms of the keys of the text; with `text`.
+        text_pivots: how many of the M are pivots, those of the largest importance; 4 is the official default. Without
+            `text` there are none.
+        options: as for `select`.
+
+    Returns:
+        A `Selection` of image tokens.
+
+    Raises:
+        TypeError, ValueError: as `select` and `DART`; `text` is not like `features`, comes without its importance, or
+            with `cu_seqlens`.
+
+    Example:
+        >>> import torch, idsel_kernels as idsel
+        >>> idsel.dart_select(torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5]), pivots=1).indices
+        tensor([[1, 0]])
+        >>> text, norms = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([1.0])
+        >>> idsel.dart_select(
+        ...     torch.eye(3), 2, torch.tensor([0.1, 0.9, 0.5]), pivots=0, text=text, text_importance=norms
+        ... ).indices
+        tensor([[1, 2]])
+    """
+    checks.check_text(features, importance, text, text_importance, options.get("cu_seqlens"))
+    if text is None or text_importance is None:
+        return select(features, k, DART(pivots), importance, **options)
+    rule = DART(pivots, min(text_pivots, text.shape[-2]))
+    # A NaN would count as the largest.
+    ranked = torch.where(text_importance.isnan(), -torch.inf, text_importance)
+    chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[..., : rule.text_pivots]
+    rows = text.gather(-2, chosen[..., None].expand(*chosen.shape, text.shape[-1])).to(features.dtype)
+    if (mask := options.get("mask")) is not None:
+        checks.check_tensor("mask", mask)
+        options["mask"] = torch.cat([mask, mask.new_ones(chosen.shape)], -1)
+    importance = torch.cat([importance, text_importance.gather(-1, chosen)], -1)
+    return select(torch.cat([features, rows], -2), k, rule, importance, **options)

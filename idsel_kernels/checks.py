@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .problem import Inputs, Problem
-from .rules import Coverage, HardSuppress, MaxMin, Rule
+from .rules import DART, Coverage, HardSuppress, MaxMin, Rule
 
 __all__ = [
     "check_after_picks",
@@ -32,6 +32,7 @@ __all__ = [
     "check_planned_k",
     "check_rule",
     "check_tensor",
+    "check_text",
     "check_values",
     "form_of",
 ]
@@ -56,7 +57,9 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
             raise TypeError(f"importance must be float16, bfloat16, float32 or float64, got {importance.dtype}")
     elif rule.needs_importance:
         name = "a weighted MaxMin" if isinstance(rule, MaxMin) else type(rule).__name__
-        raise ValueError(f"importance is required by {name}, got None (MaxMin and Coverage run without)")
+        raise ValueError(
+            f"importance is required by {name}, got None (MaxMin, Coverage and MatrixCoverage run without)"
+        )
     if mask is not None:
         _check_companion("mask", mask, features, cu_seqlens, batched)
         if mask.dtype is not torch.bool:
@@ -172,6 +175,35 @@ def check_merge(
                 raise TypeError(f"{companion} must be real, got {values.dtype}")
 
 
+def check_text(
+    features: Any, importance: Any, text: Any, text_importance: Any, cu_seqlens: torch.Tensor | None
+) -> None:
+    """The states of text that `dart_select` puts behind the tokens, and their importance."""
+    if text is None or text_importance is None:
+        if text is not text_importance:
+            given = "text" if text_importance is None else "text_importance"
+            raise TypeError(f"text and text_importance go together, got {given} alone")
+        return
+    if cu_seqlens is not None:
+        raise ValueError(
+            "text must be None with cu_seqlens; put the text pivots of each sample behind its other rows, "
+            "in features and importance, and select with rule=DART(pivots, text_pivots)"
+        )
+    for name, value in (("features", features), ("importance", importance)):
+        check_tensor(name, value)
+    for name, value, like in (("text", text, features), ("text_importance", text_importance, importance)):
+        check_tensor(name, value)
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+        _check_device(name, value, like)
+    if text.dim() != features.dim() or (*text.shape[:-2], text.shape[-1]) != (*features.shape[:-2], features.shape[-1]):
+        axes = ("(B, M, D)", "(M, D)")[features.dim() == 2]
+        raise ValueError(f"text must be {axes} to match features {_shape(features)}, got {_shape(text)}")
+    if text_importance.shape != text.shape[:-1]:
+        wanted = tuple(text.shape[:-1])
+        raise ValueError(f"text_importance must be {wanted} to match text, got {_shape(text_importance)}")
+
+
 def check_pairing(features: Any, class_token: Any) -> None:
     """The arguments of `bipartite_pairing`."""
     check_tensor("features", features)
@@ -244,10 +276,13 @@ def _check_rule_fits(rule: Rule, tokens: int) -> None:
     """Rule parameters that name positions must exist among N tokens."""
     if isinstance(rule, MaxMin) and rule.start is not None and rule.start >= max(tokens, 1):
         raise ValueError(f"MaxMin: start must be < N = {tokens}, got {rule.start}")
-    _check_grid(rule, tokens)
+    _check_rows_of_rule(rule, tokens)
 
 
-def _check_grid(rule: Rule, tokens: int) -> None:
+def _check_rows_of_rule(rule: Rule, tokens: int) -> None:
+    """What a rule says of the rows of every sample, also of a ragged batch."""
+    if isinstance(rule, DART) and rule.text_pivots > tokens:
+        raise ValueError(f"DART: text_pivots must be <= N = {tokens}, got {rule.text_pivots}")
     if tokens and isinstance(rule, HardSuppress) and rule.grid is not None and math.prod(rule.grid) != tokens:
         height, width = rule.grid
         raise ValueError(f"HardSuppress: grid must have N = {tokens} cells, got {height} x {width}")
@@ -328,7 +363,7 @@ def _check_values_of_samples(problem: Problem, inputs: Inputs) -> None:
         check_offsets(offsets, problem.tokens)
         lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
         for length in lengths:
-            _check_grid(problem.rule, length)
+            _check_rows_of_rule(problem.rule, length)
     if inputs.counts is not None:
         check_counts(inputs.counts, problem.k_max)
     if inputs.grids is not None:

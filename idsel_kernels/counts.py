@@ -21,16 +21,19 @@ Count: TypeAlias = "int | Sequence[int] | torch.Tensor"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def resolve(k: Any, keep_ratio: Any, k_max: Any, inputs: Inputs, batch: int) -> tuple[list[int], torch.Tensor | None]:
+def resolve(
+    k: Any, keep_ratio: Any, k_max: Any, inputs: Inputs, batch: int, rows_aside: int = 0
+) -> tuple[list[int], torch.Tensor | None]:
     """The counts of a call on the host (one for all samples, or one each), and those that lie on the device.
 
-    Where there are counts on the device, the host knows their upper bound, `k_max`.
+    Where there are counts on the device, the host knows their upper bound, `k_max`. The last `rows_aside` rows of a
+    sample are no tokens, so that a share is not one of them.
     """
     if (k is None) == (keep_ratio is None):
         given = "neither" if k is None else f"k={k!r} and keep_ratio={keep_ratio!r}"
         raise TypeError(f"either k or keep_ratio must be given, got {given}")
     if keep_ratio is not None:
-        return _of_ratio(keep_ratio, k_max, inputs)
+        return _of_ratio(keep_ratio, k_max, inputs, rows_aside)
     if isinstance(k, torch.Tensor):
         counts = device_counts(k, inputs, batch)
         if k_max is None:
@@ -99,30 +102,31 @@ def _pinned(k: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(k, dtype=torch.int32).pin_memory()
 
 
-def _of_ratio(keep_ratio: Any, k_max: Any, inputs: Inputs) -> tuple[list[int], torch.Tensor | None]:
+def _of_ratio(keep_ratio: Any, k_max: Any, inputs: Inputs, rows_aside: int) -> tuple[list[int], torch.Tensor | None]:
     """A share of each sample's tokens that exist, at least one: counted on the device where it has to be."""
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float, numbers.Real)):
         raise TypeError(f"keep_ratio must be a number in (0, 1], got {keep_ratio!r}")
     ratio, features = float(keep_ratio), inputs.features
     if not 0 < ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio!r}")
-    most: Any = sym_max(1, round(ratio * features.shape[-2]))
+    most: Any = sym_max(1, round(ratio * (features.shape[-2] - rows_aside)))
     cap = most if k_max is None else check_count("k_max", k_max)
     if inputs.mask is None and inputs.cu_seqlens is None:
         return [sym_min(most, cap)], None
     # MPS has no float64. There a product may round the other way at a half.
     wide = torch.float32 if features.device.type == "mps" else torch.float64
-    counts = (_tokens(inputs).to(wide) * ratio).round().to(torch.int64)
+    counts = (_tokens(inputs, rows_aside).to(wide) * ratio).round().to(torch.int64)
     return [cap], counts.clamp(min=1).clamp(max=cap)
 
 
-def _tokens(inputs: Inputs) -> torch.Tensor:
-    """How many tokens of each sample exist, (B,): inside it and not masked."""
+def _tokens(inputs: Inputs, rows_aside: int) -> torch.Tensor:
+    """How many tokens of each sample exist, (B,): inside it, not masked, and none of the last `rows_aside` rows."""
     mask, cu_seqlens = inputs.mask, inputs.cu_seqlens
     if cu_seqlens is None:
         assert mask is not None
-        return mask.sum(-1)
+        return mask[:, : mask.shape[1] - rows_aside].sum(-1)
+    begins, ends = cu_seqlens[:-1], torch.maximum(cu_seqlens[1:] - rows_aside, cu_seqlens[:-1])
     if mask is None:
-        return cu_seqlens.diff()
+        return ends - begins
     before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-    return before[cu_seqlens.clamp(0, mask.shape[0])].diff()
+    return before[ends.clamp(0, mask.shape[0])] - before[begins.clamp(0, mask.shape[0])]

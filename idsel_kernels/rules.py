@@ -3,6 +3,8 @@
 A rule is a small frozen dataclass. It validates its parameters, says what the greedy loop has to carry for it, and
 crosses every boundary (operator schema, C++ interface, kernel launch) as `encode()`: an integer id and a list of
 floats. The formulas below use c_ij for the cosine similarity of tokens i and j, and p for the priority of the pick.
+
+Two rules, `Elimination` and `DART`, are not greedy: they decide on all picks at once.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 __all__ = [
+    "DART",
     "DPP",
     "MMR",
     "RULES",
     "Combine",
     "Coverage",
+    "Elimination",
     "HardSuppress",
     "IDSelection",
     "MatrixCoverage",
     "MaxMin",
+    "ResidualOrder",
     "Rule",
     "State",
     "Tier",
@@ -42,6 +47,7 @@ class State(enum.Enum):
     HISTORY = "one value per token and earlier pick"
     COVERAGE = "a reduction over the whole Gram per pick"
     CHANNELS = "one value per channel of the features, which are not compared"
+    ALL = "nothing: all picks are decided at once"
 
 
 class Tier(enum.IntEnum):
@@ -64,12 +70,15 @@ class Rule:
         state: what the loop carries for it.
         needs_importance: whether `select` demands an importance.
         needs_similarities: False: no pick changes a priority, so that no similarity is needed.
-        needs_nearest: whether its first priorities need the similarities of all pairs of tokens.
+        needs_nearest: whether it needs the similarities of all pairs of tokens before the first pick.
+        is_greedy: False: it decides on all picks at once, which only the `torch` engine can do.
+        rows_aside: how many rows at the end of each sample are no tokens, so that they are never picked.
     """
 
     rule_id: ClassVar[int]
     state: ClassVar[State] = State.TOKEN
     needs_similarities: ClassVar[bool] = True
+    is_greedy: ClassVar[bool] = True
     is_complete: ClassVar[bool] = False
     short_name: ClassVar[str]  # of the rule on the command line; the class name in lower case unless a rule has another
 
@@ -85,6 +94,10 @@ class Rule:
     @property
     def needs_nearest(self) -> bool:
         return False
+
+    @property
+    def rows_aside(self) -> int:
+        return 0
 
     def encode(self) -> tuple[int, list[float]]:
         """The rule as `(rule_id, params)`, the only form in which it crosses into an operator or a kernel."""
@@ -405,8 +418,116 @@ class MatrixCoverage(Rule):
         return False
 
 
+ResidualOrder = Literal["score", "position"]
+"""How `Elimination` orders the tokens between its rounds; a number at every boundary, its position here."""
+
+
+@dataclass(frozen=True)
+class Elimination(Rule):
+    """Important tokens, and what rounds of elimination leave of the others: VisPruner, ICCV 2025.
+
+    A share of the k tokens is kept for its importance. The others form a list. Each round splits it into every second
+    token A and the rest B, gives every token of A its largest similarity to one of B, and drops up to 8 of A for which
+    that is largest, until as many are left as are still wanted. Code: Theia-4869/VisPruner; also in AngelSlim.
+
+    It is not greedy: all picks are decided at once, by the `torch` engine alone. Picks are the important tokens by
+    falling importance, then the list as the rounds leave it. The score reported is the importance of the token.
+
+    Args:
+        important: share of the k tokens that is kept for its importance, in [0, 1]. 0.5 is the official default.
+        order: how the list is ordered, which decides on the next split. "score", as published: by falling importance,
+            and after a round the rest of A by falling similarity, then B. "position", as in AngelSlim: always by
+            index. It also says how the share is rounded: down for "score"; half to even for "position", but below k
+            where k > 1.
+
+    Raises:
+        TypeError, ValueError: a parameter has the wrong type or is out of range.
+
+    Example:
+        >>> Elimination(important=0.25)
+        Elimination(important=0.25, order='score')
+    """
+
+    important: float = 0.5
+    order: ResidualOrder = "score"
+    rule_id: ClassVar[int] = 8
+    state: ClassVar[State] = State.ALL
+    is_greedy: ClassVar[bool] = False
+
+    _ORDERS: ClassVar[tuple[ResidualOrder, ...]] = get_args(ResidualOrder)
+
+    @property
+    def needs_nearest(self) -> bool:
+        return True
+
+    def __post_init__(self) -> None:
+        _check_number("Elimination", "important", self.important, low=0.0, high=1.0)
+        if self.order not in self._ORDERS:
+            raise ValueError(f"Elimination: order must be 'score' or 'position', got {self.order!r}")
+
+    def _params(self) -> list[float]:
+        return [float(self.important), float(self._ORDERS.index(self.order))]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        important, order = params
+        return cls(important, cls._ORDERS[int(order)])
+
+
+@dataclass(frozen=True)
+class DART(Rule):
+    """A few important pivots, and the tokens least like each of them: DART, EMNLP 2025 (arXiv 2502.11494).
+
+    The `pivots` most important tokens are kept, at most k. Then every pivot in turn takes the t free tokens with the
+    lowest similarity to it, t being the same share for each, rounded up, until k tokens are picked; late pivots may
+    get fewer, or none. Code: ZichenWen1/DART, and AngelSlim, whose budget and order of pivots these are.
+
+    It is not greedy: all picks are decided at once, by the `torch` engine alone. Picks are the image pivots by falling
+    importance, then those of each pivot, least similar first. The score reported is the importance of an image pivot,
+    and the negative similarity of any other token to its pivot.
+
+    Args:
+        pivots: tokens kept as pivots, >= 0. 4 is the official default.
+        text_pivots: how many rows at the end of each sample are pivots and no tokens, >= 0: states of the text, with
+            their norms as importance. They come after the image pivots, by falling importance, and are never picked.
+            `dart_select` puts them there. The official default is 4 as well.
+
+    Raises:
+        TypeError, ValueError: a parameter is not an integer or negative, or there is no pivot at all.
+
+    Example:
+        >>> DART()
+        DART(pivots=4, text_pivots=0)
+    """
+
+    pivots: int = 4
+    text_pivots: int = 0
+    rule_id: ClassVar[int] = 9
+    state: ClassVar[State] = State.ALL
+    is_greedy: ClassVar[bool] = False
+
+    @property
+    def rows_aside(self) -> int:
+        return self.text_pivots
+
+    def __post_init__(self) -> None:
+        _check_int("DART", "pivots", self.pivots, low=0)
+        _check_int("DART", "text_pivots", self.text_pivots, low=0)
+        if self.pivots == self.text_pivots == 0:
+            raise ValueError("DART: pivots + text_pivots must be >= 1, got 0 and 0")
+
+    def _params(self) -> list[float]:
+        return [float(self.pivots), float(self.text_pivots)]
+
+    @classmethod
+    def _from_params(cls, params: Sequence[float]) -> Rule:
+        pivots, text_pivots = params
+        return cls(int(pivots), int(text_pivots))
+
+
 RULES: dict[str, type[Rule]] = {
-    rule.__name__: rule for rule in (IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage)
+    rule.__name__: rule
+    for rule in (IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage, Elimination, DART)
 }
 
 _BY_ID = {rule.rule_id: rule for rule in RULES.values()}

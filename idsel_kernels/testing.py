@@ -143,7 +143,8 @@ def check_selection(
         A `SelectionReport`; `report.assert_ok()` is the parity criterion.
 
     Raises:
-        TypeError, ValueError: the inputs are not valid for `select`, or `sel` does not have their shape.
+        TypeError, ValueError: the inputs are not valid for `select`, `sel` does not have their shape, or the rule
+            decides on all picks at once (`Elimination`, `DART`), so that there are no steps to replay.
 
     Example:
         >>> import torch, idsel_kernels as idsel
@@ -157,6 +158,9 @@ def check_selection(
     width = indices.shape[-1]
     k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
     inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, grids)
+    if not rule.is_greedy:
+        name = type(rule).__name__
+        raise ValueError(f"rule must pick one by one to be replayed, got {name}; compare with idsel.testing.oracle")
     problem = Problem.of(inputs, rule, counts, sort=False)._replace(width=max(width, *counts))
     if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
         wanted = (problem.batch, problem.k_max)

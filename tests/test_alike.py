@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idsel_kernels import alike
-from idsel_kernels.alike import first_alike, first_equal
+from idsel_kernels.alike import differ_early, first_alike, first_equal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -34,6 +34,16 @@ def test_rows_beyond_one_part_are_compared_with_those_of_others(monkeypatch: pyt
     monkeypatch.setitem(alike._PART_NUMBERS, "cpu", 600)
     rows = _with_copies(500, 3)
     assert first_alike(rows).tolist() == first_alike(rows.double()).tolist() == _literally(rows)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 100])
+def test_rows_that_differ_early_have_no_equal(dim: int) -> None:
+    rows = torch.randn(60, dim, generator=torch.Generator().manual_seed(0))
+    assert differ_early(rows) and differ_early(rows[:1]) and differ_early(rows[:0])
+    assert not differ_early(_with_copies(60, dim))
+    late = rows.clone()
+    late[7, :16] = late[3, :16]
+    assert not differ_early(late)
 
 
 def test_each_sample_of_a_batch_is_on_its_own() -> None:

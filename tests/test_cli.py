@@ -185,6 +185,8 @@ RULE_ARGUMENTS = {rule.short_name: ([], rule()) for rule in RULES.values()} | {
     "dpp": (["eps=1e-4"], idsel.DPP(eps=1e-4)),
     "coverage": (["alpha=0.5", "combine=add"], idsel.Coverage(alpha=0.5, combine="add")),
     "topk": ([], idsel.TopK()),
+    "elimination": (["important=0.25", "order=position"], idsel.Elimination(important=0.25, order="position")),
+    "dart": (["pivots=2", "text_pivots=1"], idsel.DART(pivots=2, text_pivots=1)),
 }
 
 

@@ -264,10 +264,6 @@ def test_rules_page_and_readme_name_every_rule_with_its_defaults() -> None:
             ), f"docs/rules.md: {name} has another default of {field}"
 
 
-# Methods whose rules are being written: in the block their calls are comments so far.
-CALLS_TO_COME = {"VisPruner", "DART"}
-
-
 def _calls_of_table(section: str) -> dict[str, list[str]]:
     """The calls in the row of each method, as Python would write them; none where there is none."""
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
@@ -300,7 +296,7 @@ def test_every_call_of_the_table_of_methods_is_run() -> None:
     table = _calls_of_table(section)
     (block,) = (block for block in _blocks(page) if block.language == "python" and "\ncalls = {" in block.text)
     run = _calls_of_block(block.text)
-    assert {method for method, calls in table.items() if calls} - CALLS_TO_COME == set(run) - CALLS_TO_COME
+    assert {method for method, calls in table.items() if calls} == set(run)
     for method, entry in run.items():
         for call in table[method]:
             assert call in entry, f"the row of {method} has {call}, which its entry of the block does not"

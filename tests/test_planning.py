@@ -184,7 +184,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "plan of a wrong call": (
         lambda: idsel.plan(X, 3),
         ValueError,
-        "importance is required by IDSelection, got None (MaxMin and Coverage run without)",
+        "importance is required by IDSelection, got None (MaxMin, Coverage and MatrixCoverage run without)",
     ),
     "plan on the meta device": (
         lambda: idsel.plan(X.to("meta"), 3, importance=S.to("meta")),

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 from cases import RULE_CASES
 
-from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
+from idsel_kernels import DART, DPP, MMR, Coverage, Elimination, HardSuppress, IDSelection, MaxMin, Rule
 from idsel_kernels.rules import RULES, State, by_name, decode
 
 MORE = [
     HardSuppress(0.5, (3, 4), 2),
     HardSuppress(radius=1),
+    MaxMin(weighted=True),
+    IDSelection(0.5, 0.25, "importance"),
     MaxMin(start=7),
     Coverage(alpha=0.0, combine="add"),
     DPP(eps=0.5),
+    Elimination(),
+    Elimination(0.25, "position"),
+    DART(),
+    DART(0, 3),
 ]
 
 
@@ -28,8 +34,8 @@ def test_decode_inverts_encode(rule: Rule) -> None:
     assert decode(rule_id, params) == rule
 
 
-def test_rule_ids_are_distinct_and_dense() -> None:
-    assert sorted(rule.rule_id for rule in RULES.values()) == list(range(len(RULES)))
+def test_rule_ids_are_distinct() -> None:
+    assert len({rule.rule_id for rule in RULES.values()}) == len(RULES)
 
 
 def test_rules_are_frozen_and_hashable() -> None:
@@ -42,10 +48,18 @@ def test_declared_state_matches_what_the_formulas_carry() -> None:
     assert {name: rule.state for name, rule in RULES.items() if rule.state is not State.TOKEN} == {
         "DPP": State.HISTORY,
         "Coverage": State.COVERAGE,
+        "Elimination": State.ALL,
+        "DART": State.ALL,
     }
 
 
 BAD = {
+    "important": (lambda: Elimination(important=1.5), "Elimination: important must be in [0, 1], got 1.5"),
+    "order": (lambda: Elimination(order="index"), "Elimination: order must be 'score' or 'position', got 'index'"),
+    "pivots-negative": (lambda: DART(pivots=-1), "DART: pivots must be >= 0, got -1"),
+    "pivots-float": (lambda: DART(pivots=4.0), "DART: pivots must be an integer, got 4.0"),
+    "text-pivots": (lambda: DART(text_pivots=-2), "DART: text_pivots must be >= 0, got -2"),
+    "no-pivots": (lambda: DART(0), "DART: pivots + text_pivots must be >= 1, got 0 and 0"),
     "gamma-negative": (lambda: IDSelection(gamma=-1.0), "IDSelection: gamma must be finite and >= 0, got -1.0"),
     "gamma-nan": (lambda: IDSelection(gamma=float("nan")), "IDSelection: gamma must be finite and >= 0, got nan"),
     "gamma-inf": (lambda: IDSelection(gamma=float("inf")), "IDSelection: gamma must be finite and >= 0, got inf"),
@@ -103,9 +117,9 @@ def test_another_name_is_refused_with_those_that_there_are(name: str) -> None:
 
 
 def test_decode_refuses_what_no_rule_encodes() -> None:
-    known = list(range(len(RULES)))
-    with pytest.raises(ValueError, match=re.escape(f"rule_id must be one of {known}, got {len(known)}")):
-        decode(len(known), [])
+    known = sorted(rule.rule_id for rule in RULES.values())
+    with pytest.raises(ValueError, match=re.escape(f"rule_id must be one of {known}, got 99")):
+        decode(99, [])
     with pytest.raises(ValueError, match="params do not fit MMR"):
         decode(MMR.rule_id, [0.5])
     with pytest.raises(ValueError, match=r"params do not fit MMR: got \[2.0, 1.0\]"):

@@ -21,6 +21,7 @@ from idsel_kernels.problem import Problem
 from idsel_kernels.rules import RULES
 
 ROOT = Path(__file__).parents[1]
+GREEDY = {name: rule for name, rule in RULES.items() if rule.is_greedy}
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 needs_triton = pytest.mark.skipif(
@@ -43,7 +44,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_has_gpu", lambda: True)
     monkeypatch.setattr(engine, "_interpreted", lambda: False)
     launch = ModuleType("launch")
-    launch.RULE_IDS = {rule.rule_id for rule in RULES.values()}  # type: ignore[attr-defined]
+    launch.RULE_IDS = {rule.rule_id for rule in GREEDY.values()}  # type: ignore[attr-defined]
     monkeypatch.setattr(engine, "_too_new", lambda index: None)
     monkeypatch.setattr(engine, "_load", lambda: launch)
 
@@ -52,7 +53,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_gpu")
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", GREEDY.values(), ids=GREEDY)
 def test_explain_names_triton_on_a_cuda_tensor_without_the_cuda_extension(
     rule: type[idsel.Rule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,14 @@ def test_explain_names_triton_on_a_cuda_tensor_without_the_cuda_extension(
     assert (explanation.backend, explanation.chosen_by) == ("triton", "automatic")
     assert explanation.reasons["cuda"] == ("this build of idsel_kernels has no cuda engine",)
     assert explanation.algorithm.startswith("one launch: ")
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize("rule", [idsel.Elimination(), idsel.DART()], ids=["elimination", "dart"])
+def test_rules_that_decide_at_once_are_refused(rule: idsel.Rule) -> None:
+    explanation = dispatch.explain_problem(_problem(rule))
+    assert explanation.backend == "torch"
+    assert explanation.reasons["triton"] == (f"its kernel has no branch for {type(rule).__name__}",)
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -182,7 +191,7 @@ def test_importing_the_package_and_asking_what_is_available_imports_no_triton() 
 def test_parameters_arrive_in_the_order_of_encode() -> None:
     from idsel_kernels.triton_impl import kernels, launch, rules
 
-    for name, rule in RULES.items():
+    for name, rule in GREEDY.items():
         plan = launch.make_plan(_problem(rule()), 90, 2**30)
         params = rule().encode()[1]
         arrived = struct.unpack(f"<{rules.PARAMS}d", struct.pack(f"<{rules.PARAMS}q", *plan.scalars[-rules.PARAMS :]))

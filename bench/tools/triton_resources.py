@@ -45,7 +45,7 @@ MATRIX_INSTRUCTION = {
     "cuda:80": r"\bmma\.sync\b", "cuda:90": r"\bwgmma\.mma_async\b", "cuda:100": r"\b(tcgen05\.mma|mma\.sync)\b",
     "cuda:120": r"\bmma\.sync\b", "hip:gfx942": r"\bv_mfma_",
 }  # fmt: skip
-FAMILIES = tuple(rules.RULES)
+FAMILIES = tuple(name for name, rule in rules.RULES.items() if rule.is_greedy)
 # Copies from global to shared memory that pass no register, by bytes.
 ASYNCHRONOUS_COPY = r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\], (?:0x)?([0-9a-f]+)"
 

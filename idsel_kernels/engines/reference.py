@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..alike import first_alike, first_equal
+from ..alike import differ_early, first_alike, first_equal
 from ..arithmetic import ieee_arithmetic
 from ..counts import on_device
 from ..problem import Inputs, Problem
@@ -35,6 +35,7 @@ from ..rules import (
     Tier,
     TopK,
 )
+from . import at_once
 from .base import GRAM_BUDGET_BYTES, Launcher, Outputs
 
 __all__ = [
@@ -80,6 +81,7 @@ class Batch:
         exists: (B, N) bool, the token may be picked at all (inside the sample, not masked).
         takes_part: (B, N) bool, it also competes and counts as a neighbour: importance is not NaN or -inf,
             features are finite.
+        ends: (B,), how many rows each sample has.
         nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
         lower_tier, fallback: (B, N), tier and value of a token for which its rule has no priority, see `Standing`.
         grids: (B, 2), height and width of the grid of each sample; None unless the call has them.
@@ -95,7 +97,8 @@ class Batch:
         norms32 = self.padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
         self.nonzero = (norms32 > 0).to(dtype)
         self.scale = torch.where(norms32 > 0, 1 / norms, 0.0)
-        inside = torch.arange(self.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
+        self.ends = torch.tensor(self.lengths, device=device)
+        inside = torch.arange(self.shape[1], device=device) < self.ends[:, None]
         self.exists = inside if inputs.mask is None else inside & self._unpack(inputs.mask, inputs, False)
         if inputs.importance is None:
             self.importance = torch.ones(self.shape, dtype=dtype, device=device)
@@ -111,7 +114,7 @@ class Batch:
     @functools.cached_property
     def first(self) -> torch.Tensor:
         """(B, N), the first of the tokens that are alike: equal rows, of which all take part or none does."""
-        rows = self.padded([first_alike(x) for x in self.samples], 0)
+        rows = self.padded([_first_alike(x) for x in self.samples], 0)
         return _first_of_value(rows, self.takes_part)
 
     def _unpack(self, value: torch.Tensor, inputs: Inputs, fill: float) -> torch.Tensor:
@@ -128,6 +131,14 @@ class Batch:
         token = first[token]
         row = _cosines(x @ x.index_select(0, token)[0], scale[token], scale)
         return torch.where(first == token, self.nonzero[sample, :n], row[first])
+
+    def _rows(self, sample: int, tokens: torch.Tensor) -> torch.Tensor:
+        """c_ij of some of a sample's tokens i, (P,), with all its tokens: (P, n)."""
+        n, x = self.lengths[sample], self.samples[sample]
+        first, scale = self.first[sample, :n], self.scale[sample, :n]
+        tokens = first[tokens]
+        rows = _cosines(x.index_select(0, tokens) @ x.T, scale[tokens, None], scale)
+        return torch.where(first == tokens[:, None], self.nonzero[sample, :n], rows[:, first])
 
     def _full_gram(self) -> torch.Tensor:
         batch, width = self.shape
@@ -147,6 +158,19 @@ class Batch:
         blank = self.importance.new_zeros(0)
         rows = [self._row(b, pick[b : b + 1]) if n else blank for b, n in enumerate(self.lengths)]
         return self.padded(rows, 0.0)
+
+    def similarities(self, tokens: torch.Tensor) -> torch.Tensor:
+        """c_ij of several tokens i of each sample with its tokens j: tokens (B, P) -> (B, P, N).
+
+        Of a sample of fewer rows than P, those behind as many tokens are zero.
+        """
+        if self.gram is not None:
+            return self.gram.gather(1, tokens[:, :, None].expand(-1, -1, self.shape[1]))
+        similarities = self.importance.new_zeros((*tokens.shape, self.shape[1]))
+        for b, n in enumerate(self.lengths):
+            few = tokens[b, :n]  # as many as if the sample were alone, because the size of a product has a say in it
+            similarities[b, : len(few), :n] = self._rows(b, few)
+        return similarities
 
     def nearest_other(self) -> torch.Tensor:
         """min over i != j of (1 - c_ij), i taking part: (B, N). +inf where there is no other."""
@@ -176,6 +200,13 @@ class Batch:
 def _cosines(products: torch.Tensor, scale_i: torch.Tensor, scale_j: torch.Tensor) -> torch.Tensor:
     """c_ij from dot products, which it overwrites, and reciprocal norms."""
     return products.mul_(scale_i).mul_(scale_j).clamp_(-1, 1)
+
+
+def _first_alike(sample: torch.Tensor) -> torch.Tensor:
+    """`first_alike`, on a CPU without a look at all of D where no rows are."""
+    if sample.device.type == "cpu" and differ_early(sample):
+        return torch.arange(len(sample))
+    return first_alike(sample)
 
 
 def _first_of_value(first: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -495,7 +526,7 @@ def reference_select(
         sort: ascending indices.
         dtype: float32 or float64, the precision of everything.
         gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
-            is faster within `GRAM_BYTES`. `Coverage` needs the full Gram.
+            is faster within `GRAM_BYTES`. `Coverage` and `Elimination` need the full Gram.
 
     Returns:
         indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
@@ -511,10 +542,14 @@ def reference_select(
     device, counts = inputs.features.device, inputs.counts
     counts = on_device(problem.k_per_sample, device) if counts is None else counts
     with torch.no_grad(), ieee_arithmetic(device):
-        parts = [
-            _greedy(Batch(_part(inputs, offsets, begin, end), dtype, whole), rule, counts[begin:end], problem.k_max)
-            for begin, end, whole in _chunks(lengths, full)
-        ]
+        parts = []
+        for begin, end, whole in _chunks(lengths, full):
+            batch = Batch(_part(inputs, offsets, begin, end), dtype, whole)
+            if rule.is_greedy:
+                parts.append(_greedy(batch, rule, counts[begin:end], problem.k_max))
+            else:
+                known = None if inputs.counts is not None else problem.k_per_sample[begin:end]
+                parts.append(at_once.decide(batch, rule, counts[begin:end], known, problem.k_max))
     indices, scores = (torch.cat(column) for column in zip(*parts, strict=True))
     scores = scores if dtype is torch.float64 else scores.float()
     return _sorted(indices, scores) if sort else (indices, scores)
@@ -552,7 +587,7 @@ def _sorted(indices: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _needs_gram(rule: Rule) -> bool:
-    return rule.state is State.COVERAGE
+    return rule.state is State.COVERAGE or (rule.state is State.ALL and rule.needs_nearest)
 
 
 def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
@@ -566,6 +601,8 @@ def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
     """Whether the whole Gram takes less time than one row per pick, and fits the budget."""
     if not rule.needs_similarities or tokens**2 * 4 > GRAM_BYTES:
         return False
+    if rule.state is State.ALL:
+        return False  # the few rows that it needs are one product
     return rule.needs_nearest or k * _ROW_COST > tokens
 
 
@@ -613,6 +650,8 @@ class _TorchEngine:
 
     def algorithm(self, problem: Problem) -> str:
         rule, k = problem.rule, problem.k_max
+        if not rule.is_greedy:
+            return at_once.of_rule(rule).algorithm
         if not rule.needs_similarities:
             return f"{k} greedy steps on the {'features' if rule.state is State.CHANNELS else 'importance'}"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"

@@ -1,0 +1,123 @@
+"""Rules that decide on all picks at once beside NumPy loops of the published methods: `python -m bench.tools.at_once`.
+
+    python -m bench.tools.at_once [--shape 576 1024] [--k 64] [--threads 1]
+
+One sample, float32, on the CPU, all by turns in one process on the same input. The loops work on features that are
+normalised beforehand where the official code does so too:
+
+- VisPruner: each round multiplies the rows of A and B and sorts.
+- DART by pick: each pick gathers the free tokens, takes their cosines to the pivot and its one argmin.
+- DART by pivot: as published, each pivot gathers the free tokens once and sorts.
+- DART by rows: the rows of all pivots are one product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+import idsel_kernels as idsel
+from idsel_kernels import DART, Elimination
+
+from ..harness import Budget, interleave
+
+PER_ROUND = 8
+PIVOTS = 4
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def by_importance(importance: np.ndarray) -> np.ndarray:
+    return np.argsort(-importance, kind="stable")
+
+
+def eliminate(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """VisPruner as published, half of the tokens by importance."""
+    unit, order = unit_rows(x), by_importance(importance)
+    kept, left = order[: k // 2], order[k // 2 :]
+    while len(left) > k - len(kept):
+        even, odd = left[0::2], left[1::2]
+        nearest = (unit[even] @ unit[odd].T).max(1)
+        drop = min(PER_ROUND, len(left) - (k - len(kept)))
+        left = np.concatenate([even[np.argsort(-nearest, kind="stable")[drop:]], odd])
+    return np.concatenate([kept, left])
+
+
+def dart(x: np.ndarray, importance: np.ndarray, k: int, by_pick: bool) -> np.ndarray:
+    """DART with pivots of the image; cosines of the free tokens afresh for every pick, or for every pivot."""
+    picks = list(by_importance(importance)[:PIVOTS])
+    free = np.delete(np.arange(len(x)), picks)
+    share = -(-(k - PIVOTS) // PIVOTS)
+    for pivot in picks[:PIVOTS]:
+        wanted = min(share, k - len(picks))
+        for count in [1] * wanted if by_pick else [wanted]:
+            rows = x[free]
+            cosines = rows @ x[pivot] / (np.linalg.norm(rows, axis=1) * np.linalg.norm(x[pivot]))
+            nearest = [int(cosines.argmin())] if by_pick else np.argsort(cosines, kind="stable")[:count]
+            picks += list(free[nearest])
+            free = np.delete(free, nearest)
+    return np.array(picks)
+
+
+def dart_by_rows(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """DART with the cosines of all pivots as one product."""
+    unit, picks = unit_rows(x), list(by_importance(importance)[:PIVOTS])
+    cosines, taken = unit[picks] @ unit.T, np.zeros(len(x), dtype=bool)
+    taken[picks] = True
+    share = -(-(k - PIVOTS) // PIVOTS)
+    for row in cosines:
+        chosen = np.argsort(np.where(taken, np.inf, row), kind="stable")[: min(share, k - len(picks))]
+        picks += list(chosen)
+        taken[chosen] = True
+    return np.array(picks)
+
+
+Selector = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+LOOPS: dict[str, tuple[idsel.Rule, dict[str, Selector]]] = {
+    "Elimination": (Elimination(), {"NumPy": eliminate}),
+    "DART": (
+        DART(PIVOTS),
+        {
+            "NumPy by pick": lambda x, importance, k: dart(x, importance, k, by_pick=True),
+            "NumPy by pivot": lambda x, importance, k: dart(x, importance, k, by_pick=False),
+            "NumPy by rows": dart_by_rows,
+        },
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints medians, how many times as long each loop takes, and how many picks it shares with ours."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs=2, type=int, default=(576, 1024), metavar=("N", "D"))
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; NumPy has those of OMP_NUM_THREADS")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    case = idsel.inputs.clustered(1, *options.shape)
+    x, importance = case.features[0].numpy(), case.importance[0].numpy()
+    for name, (rule, loops) in LOOPS.items():
+        ours = set(idsel.select(case.features, options.k, rule, case.importance).indices[0].tolist())
+        calls: dict[str, list[Callable[[], object]]] = {
+            "torch": [lambda rule=rule: idsel.select(case.features, options.k, rule, case.importance)]  # type: ignore[misc]
+        }
+        for loop, select in loops.items():
+            calls[loop] = [lambda select=select: select(x, importance, options.k)]  # type: ignore[misc]
+        found = interleave(calls, torch.device("cpu"), Budget(repeats=30, seconds=options.seconds))
+        print(f"{name}, {tuple(options.shape)}, k={options.k}, {options.threads} thread(s)")
+        for call, timing in found.items():
+            alike = len(ours & set(loops[call](x, importance, options.k).tolist())) if call in loops else len(ours)
+            ratio = timing.median_us / found["torch"].median_us
+            print(f"  {call:16} {timing.median_us:9.1f} us  {ratio:6.2f} x  {alike} picks alike")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
