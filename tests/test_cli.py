@@ -110,7 +110,7 @@ def test_select_answers_with_scores_rule_and_backend(capsys, tokens, archive):
     # The digits printed give the very float32 back.
     assert torch.equal(torch.tensor(answer["scores"]), selection.scores)
     assert answer["rule"] == "IDSelection"
-    assert answer["params"] == {"gamma": 20.0, "floor": 0.0}
+    assert answer["params"] == {"gamma": 20.0, "floor": 0.0, "ties": "index"}
     assert answer["backend"] == "torch"
 
 
@@ -343,7 +343,7 @@ SHORT_NAMES = [rule.short_name for rule in RULES.values()]
     [
         (["--rule", "greedy"], f"--rule must be one of {', '.join(SHORT_NAMES)} or a class name"),
         (["--param", "gamma"], "--param must be NAME=VALUE, got 'gamma'"),
-        (["--param", "beta=1"], "--param of IDSelection must be one of: gamma, floor; got 'beta'"),
+        (["--param", "beta=1"], "--param of IDSelection must be one of: gamma, floor, ties; got 'beta'"),
         (["--rule", "topk", "--param", "beta=1"], "--param of TopK must be one of: none, it has no parameters"),
         (["--param", "gamma=high"], "--param gamma must be a number, got 'high'"),
         (["--param", "floor=low"], "--param floor must be a number or none, got 'low'"),

@@ -87,7 +87,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rule-unknown": (
         {"rule": "fps"},
         ValueError,
-        "rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk, elimination, dart or a class name, got 'fps'",
+        "rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk, matrix, elimination, dart or a class name, got 'fps'",
     ),
     "rule-tensor": (
         {"rule": S, "importance": None},
@@ -394,7 +394,7 @@ def test_errors_are_the_same_through_the_operator() -> None:
             (X, [3], rule_id, params),
             "importance is required by IDSelection, got None (MaxMin, Coverage and MatrixCoverage run without)",
         ),
-        ((X, [3], 99, params, S), "rule_id must be one of [0, 1, 2, 3, 4, 5, 6, 8, 9], got 99"),
+        ((X, [3], 99, params, S), "rule_id must be one of [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], got 99"),
         ((X, [-1], rule_id, params, S), "k must be >= 0, got -1"),
         ((X, [], rule_id, params, S), "k must be an int or a list of B = 2 ints, got a list of 0"),
         ((X, [1, 2, 3], rule_id, params, S), "k must be an int or a list of B = 2 ints, got a list of 3"),

@@ -48,6 +48,7 @@ def test_declared_state_matches_what_the_formulas_carry() -> None:
     assert {name: rule.state for name, rule in RULES.items() if rule.state is not State.TOKEN} == {
         "DPP": State.HISTORY,
         "Coverage": State.COVERAGE,
+        "MatrixCoverage": State.CHANNELS,
         "Elimination": State.ALL,
         "DART": State.ALL,
     }
@@ -73,6 +74,16 @@ BAD = {
         lambda: IDSelection(floor="none"),
         "IDSelection: floor must be a number (None means no floor), got 'none'",
     ),
+    "ties": (lambda: IDSelection(ties="none"), "IDSelection: ties must be 'index' or 'importance', got 'none'"),
+    "ties-no-floor": (
+        lambda: IDSelection(floor=None, ties="importance"),
+        "IDSelection: ties='importance' needs a floor >= 0, got floor=None",
+    ),
+    "ties-low-floor": (
+        lambda: IDSelection(floor=-0.5, ties="importance"),
+        "IDSelection: ties='importance' needs a floor >= 0, got floor=-0.5",
+    ),
+    "weighted": (lambda: MaxMin(weighted=1), "MaxMin: weighted must be True or False, got 1"),
     "lam": (lambda: MMR(lam=1.5), "MMR: lam must be in [0, 1], got 1.5"),
     "parallel_k": (lambda: MMR(parallel_k=0), "MMR: parallel_k must be >= 1, got 0"),
     "parallel_k-float": (lambda: MMR(parallel_k=2.0), "MMR: parallel_k must be an integer, got 2.0"),
