@@ -70,11 +70,11 @@ def test_picks_and_scores_are_those_of_literal_code(name: str) -> None:
 
 
 @ALL_RULES
-@pytest.mark.parametrize("tokens", [100, 577])
+@pytest.mark.parametrize("tokens", [60, 145])
 def test_float64_picks_are_those_of_literal_code_on_many_rounds(rule: Elimination | DART, tokens: int) -> None:
     case = idsel.inputs.clustered(1, tokens, 24, seed=tokens)
     given = {"features": case.features[0], "importance": case.importance[0]}
-    for k in (7, 32, 66):
+    for k in (7, 32):
         sel = idsel.testing.oracle(**given, k=k, rule=rule)
         picks, scores = literal(given, k, rule)
         assert sel.indices[0].tolist() == picks
