@@ -87,7 +87,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rule-unknown": (
         {"rule": "fps"},
         ValueError,
-        "rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk, matrix, elimination, dart or a class name, got 'fps'",
+        "rule must be one of id, mmr, maxmin, nms, dpp, coverage, topk, matrix, elimination, dart or a class name, "
+        "got 'fps'",
     ),
     "rule-tensor": (
         {"rule": S, "importance": None},
