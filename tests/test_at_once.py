@@ -31,6 +31,12 @@ AT_ONCE: dict[str, Elimination | DART] = {
 }
 ALL_RULES = pytest.mark.parametrize("rule", AT_ONCE.values(), ids=AT_ONCE)
 INF = float("inf")
+# The cpu engine has Elimination too.
+ENGINES = [name for name in ("torch", "cpu") if name in idsel.available_backends()]
+
+
+def engines_of(rule: Rule) -> list[str]:
+    return [name for name in ENGINES if name == "torch" or isinstance(rule, Elimination)]
 
 
 def hard_case(seed: int, least: int = 4) -> tuple[dict[str, torch.Tensor], int]:
@@ -63,10 +69,11 @@ def test_picks_and_scores_are_those_of_literal_code(name: str) -> None:
     rule = AT_ONCE[name]
     for seed in range(list(AT_ONCE).index(name), 500, 5):
         given, k = hard_case(seed)
-        sel = idsel.select(**given, k=k, rule=rule)
         picks, scores = literal(given, k, rule)
-        assert sel.indices[0].tolist() == picks, seed
-        assert sel.scores[0].tolist() == pytest.approx(scores, abs=0), seed
+        for engine in engines_of(rule):
+            sel = idsel.select(**given, k=k, rule=rule, backend=engine)
+            assert sel.indices[0].tolist() == picks, (engine, seed)
+            assert sel.scores[0].tolist() == pytest.approx(scores, abs=0), (engine, seed)
 
 
 @ALL_RULES
@@ -81,8 +88,14 @@ def test_float64_picks_are_those_of_literal_code_on_many_rounds(rule: Eliminatio
         np.testing.assert_allclose(sel.scores[0].numpy(), scores, rtol=0, atol=1e-12)
 
 
-@ALL_RULES
-def test_a_sample_does_not_depend_on_its_batch_mates_nor_on_the_form_of_the_batch(rule: Rule) -> None:
+EACH_ENGINE = pytest.mark.parametrize(
+    ("rule", "engine"), [(rule, engine) for rule in AT_ONCE.values() for engine in engines_of(rule)],
+    ids=[f"{name}-{engine}" for name, rule in AT_ONCE.items() for engine in engines_of(rule)],
+)  # fmt: skip
+
+
+@EACH_ENGINE
+def test_a_sample_does_not_depend_on_its_batch_mates_nor_on_the_form_of_the_batch(rule: Rule, engine: str) -> None:
     samples = [hard_case(seed) for seed in range(40) if "mask" not in hard_case(seed)[0]]
     samples = [(given, k) for given, k in samples if given["features"].shape[1] == 16]
     assert len(samples) > 5
@@ -91,7 +104,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates_nor_on_the_form_of_the_batc
     offsets = torch.tensor([0, *np.cumsum(lengths)])
     counts = [k for _, k in samples]
     width = max(counts)
-    call: dict[str, Any] = dict(**joined, cu_seqlens=offsets, rule=rule)
+    call: dict[str, Any] = dict(**joined, cu_seqlens=offsets, rule=rule, backend=engine)
     together = idsel.select(**call, k=counts)
     on_device = idsel.select(**call, k=torch.tensor(counts), k_max=width)
     again = idsel.select(**call, k=counts)
@@ -99,7 +112,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates_nor_on_the_form_of_the_batc
         assert torch.equal(sel.indices, together.indices) and torch.equal(sel.scores, together.scores)
     ascending = idsel.select(**call, k=counts, sort=True)
     for b, (given, k) in enumerate(samples):
-        alone = idsel.select(**given, k=k, rule=rule)
+        alone = idsel.select(**given, k=k, rule=rule, backend=engine)
         assert torch.equal(together.indices[b, :k], alone.indices[0])
         assert torch.equal(together.scores[b, :k], alone.scores[0])
         assert (together.indices[b, k:] == -1).all() and (together.scores[b, k:] == -INF).all()
@@ -107,17 +120,18 @@ def test_a_sample_does_not_depend_on_its_batch_mates_nor_on_the_form_of_the_batc
         assert ascending.indices[b, : len(picked)].tolist() == picked.sort().values.tolist()
 
 
-@ALL_RULES
-def test_a_dense_batch_is_its_samples_bit_for_bit(rule: Rule) -> None:
+@EACH_ENGINE
+def test_a_dense_batch_is_its_samples_bit_for_bit(rule: Rule, engine: str) -> None:
     case = idsel.inputs.clustered(5, 130, 40)
     mask = torch.rand((5, 130), generator=torch.Generator().manual_seed(0)) < 0.8
     mask[3, 7:] = False
     counts = [0, 130, 20, 9, 64]
-    together = idsel.select(*case[:1], counts, rule, case.importance, mask=mask)
-    on_device = idsel.select(*case[:1], torch.tensor(counts), rule, case.importance, mask=mask, k_max=130)
+    more: dict[str, Any] = {"rule": rule, "backend": engine}
+    together = idsel.select(*case[:1], counts, importance=case.importance, mask=mask, **more)
+    on_device = idsel.select(*case[:1], torch.tensor(counts), importance=case.importance, mask=mask, k_max=130, **more)
     assert torch.equal(together.indices, on_device.indices) and torch.equal(together.scores, on_device.scores)
     for b, k in enumerate(counts):
-        alone = idsel.select(case.features[b], k, rule, case.importance[b], mask=mask[b])
+        alone = idsel.select(case.features[b], k, importance=case.importance[b], mask=mask[b], **more)
         assert torch.equal(together.indices[b, :k], alone.indices[0])
         assert torch.equal(together.scores[b, :k], alone.scores[0])
 
@@ -144,13 +158,13 @@ def test_large_batches_go_in_chunks_with_the_same_picks(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("rule", [Elimination(), DART()], ids=["elimination", "dart"])
-def test_the_torch_engine_runs_them_and_the_others_say_why_not(rule: Rule) -> None:
+def test_engines_run_them_or_say_why_not(rule: Rule) -> None:
     case, name = idsel.inputs.clustered(1, 30, 8), type(rule).__name__
-    explanation = idsel.explain(*case[:1], 5, rule, case.importance)
-    assert explanation.backend == "torch" and explanation.algorithm
-    if "cpu" in idsel.available_backends():
+    for engine in engines_of(rule):
+        explanation = idsel.explain(*case[:1], 5, rule, case.importance, backend=engine)
+        assert explanation.backend == engine and explanation.algorithm
+    if "cpu" in ENGINES and not isinstance(rule, Elimination):
         message = f"the compiled library has no rule {name}"
-        assert explanation.reasons["cpu"] == (message,)
         with pytest.raises(idsel.UnsupportedProblem, match=message):
             idsel.select(*case[:1], 5, rule, case.importance, backend="cpu")
     with pytest.raises(ValueError, match=f"rule must pick one by one to be replayed, got {name}; compare with"):

@@ -34,8 +34,8 @@ def test_decode_inverts_encode(rule: Rule) -> None:
     assert decode(rule_id, params) == rule
 
 
-def test_rule_ids_are_distinct() -> None:
-    assert len({rule.rule_id for rule in RULES.values()}) == len(RULES)
+def test_rule_ids_are_distinct_and_dense() -> None:
+    assert [rule.rule_id for rule in RULES.values()] == list(range(len(RULES)))
 
 
 def test_rules_are_frozen_and_hashable() -> None:

@@ -10,6 +10,7 @@
 #include "cpu/channel_model.h"
 #include "cpu/coverage_model.h"
 #include "cpu/dense_greedy.h"
+#include "cpu/eliminate.h"
 #include "cpu/history_model.h"
 #include "cpu/lazy_greedy.h"
 #include "cpu/row_model.h"
@@ -94,11 +95,10 @@ struct ModelOf<State::kChannels> {
 };
 
 template <class Model>
-void run_greedy(Model& model, Run& run) {
+void pick_greedily(Model& model, Run& run) {
     const bool finished = model.lazy() && lazy_greedy(model, run);
     run.lazy_picks = static_cast<int64_t>(run.picks.size());
     if (!finished) dense_greedy(model, run);
-    take_rest(run);
 }
 
 void write(const idsel_args& args, int64_t b, std::vector<Pick>& picks) {
@@ -125,8 +125,13 @@ void select_sample(const idsel_args& args, int64_t b, ThreadPool& pool) {
             if constexpr (Rule::kHasCells) {
                 if (args.grids != nullptr) rule.set_width(args.grids[2 * b + 1]);
             }
-            typename ModelOf<Rule::kState>::template Type<Rule> model(rule, run);
-            run_greedy(model, run);
+            if constexpr (Rule::kState == State::kAll) {
+                eliminate(rule, run);
+            } else {
+                typename ModelOf<Rule::kState>::template Type<Rule> model(rule, run);
+                pick_greedily(model, run);
+            }
+            take_rest(run);
         });
     }
     write(args, b, run.picks);

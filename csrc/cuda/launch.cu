@@ -30,7 +30,7 @@ Kernel gram_kernel_of<TopK>();
 template <>
 Kernel gram_kernel_of<MatrixCoverage>();
 template <>
-Kernel panel_kernel_of<AllRules>();
+Kernel panel_kernel_of<GreedyRules>();
 
 namespace {
 
@@ -117,7 +117,8 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     to.sort = args.sort;
     to.diagonal_only = plan.rule.needs_similarities ? 0 : 1;
     to.rule_id = args.rule;
-    with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) { std::memcpy(to.rule, &rule, sizeof rule); });
+    with_rule(GreedyRules{}, args.rule, args.params,
+              [&](const auto& rule) { std::memcpy(to.rule, &rule, sizeof rule); });
     to.counters = static_cast<int32_t*>(args.counters);
     to.similarities_read = reinterpret_cast<unsigned long long*>(args.similarities_read);
     to.panels_made = reinterpret_cast<unsigned long long*>(args.panels_made);
@@ -146,7 +147,7 @@ Launch gram_launch(const idsel_args& args, const Plan& plan, const arch::Device&
         shared_bytes = larger(shared_bytes, kHistoryOffset + to.shared_history * 4);
     }
     const arch::Launch how{grid, kCtaThreads, static_cast<int>(shared_bytes), to.cluster, false, args.stream};
-    return {gram_kernel_by_id(args.rule, AllRules{}), how};
+    return {gram_kernel_by_id(args.rule, GreedyRules{}), how};
 }
 
 // A launch of the samples that are worked on in panels: cooperative, with as many CTAs as help and run at the same
@@ -156,7 +157,8 @@ Launch panel_launch(const idsel_args& args, const Plan& plan, const KnownDevice&
     to.shared_tokens = static_cast<int32_t>(larger(0, smaller(room, kMostSharedTokens)) / kRun * kRun);
     to.cluster = device.clusters && groups_of(to.dim) == kMaxGroups ? kMaxGroups : 1;
     const int shared_bytes = kPanelSharedBytes + to.shared_tokens * kTokenBytes;
-    Launch launch{panel_kernel_of<AllRules>(), {to.cluster, kCtaThreads, shared_bytes, to.cluster, false, args.stream}};
+    Launch launch{panel_kernel_of<GreedyRules>(),
+                  {to.cluster, kCtaThreads, shared_bytes, to.cluster, false, args.stream}};
     const int64_t resident = device.resident(launch);
     // The panel's tokens with one another are a tile too.
     to.group = static_cast<int32_t>(smaller(kMaxGroup, (plan.most_tiles + 1) * to.cluster));
@@ -186,6 +188,9 @@ idsel_status enqueue_panels(Launch launch, KernelArgs args) {
 idsel_status check_limits(const idsel_args& args, const Plan& plan) {
     const auto tokens = static_cast<long long>(args.tokens);
     const char* whose = plan.ragged ? " (of all samples together)" : "";
+    if (gram_kernel_by_id(args.rule, GreedyRules{}) == nullptr) {
+        return fail(IDSEL_UNSUPPORTED, "rules that decide on all picks at once have no kernel");
+    }
     if (tokens > kMaxTokens) {
         return fail(IDSEL_UNSUPPORTED, "at most %lld tokens%s, got %lld", static_cast<long long>(kMaxTokens), whose,
                     tokens);

@@ -105,7 +105,7 @@ struct PhaseSink {
     IDSEL_DEVICE void store_weights(int row, int in_tile, Float4 weights) {
         if (buffers->rows[row] < 0) return;
         IDSEL_UNROLL
-        for (int e = 0; e < 4; ++e) weights.v[e] = weight_by_id(args, weights.v[e], AllRules{});
+        for (int e = 0; e < 4; ++e) weights.v[e] = weight_by_id(args, weights.v[e], GreedyRules{});
         const int64_t pitch = panel_pitch(sample), j = int64_t{buffers->index.column} * kTile + in_tile;
         if (buffers->index.column < 0) {  // the panel's own tokens
             float* among = group_state(args, sample).among;

@@ -32,7 +32,7 @@ int64_t run_depth_of(const Plan& plan) { return plan.rule.needs_runs ? ceil_div(
 
 RuleTraits traits_of(const idsel_args& args) {
     RuleTraits traits{};
-    with_rule(AllRules{}, args.rule, args.params, [&](const auto& rule) {
+    with_rule(GreedyRules{}, args.rule, args.params, [&](const auto& rule) {
         using Rule = std::decay_t<decltype(rule)>;
         traits = {Rule::kState, Rule::kNeedsSimilarities, Rule::kState == State::kCoverage || rule.needs_nearest()};
     });

@@ -16,6 +16,7 @@ enum class State : int32_t {
     kHistory,   // as kToken, and one number per token and earlier pick
     kCoverage,  // a sum over the whole Gram, which every pick changes
     kChannels,  // a number per channel of the features, which are not compared
+    kAll,       // nothing: all picks are decided at once
 };
 
 constexpr const char* name_of(State state) {
@@ -28,6 +29,8 @@ constexpr const char* name_of(State state) {
             return "coverage";
         case State::kChannels:
             return "channels";
+        case State::kAll:
+            return "all";
     }
     return "";
 }

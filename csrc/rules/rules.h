@@ -1,9 +1,10 @@
-// All rules, in the order of their ids. Engines instantiate what they need from this list; csrc/cuda/launch.cu
-// declares a kernel for each.
+// All rules, in the order of their ids. Engines instantiate what they need from these lists; csrc/cuda/launch.cu
+// declares a kernel for each of the greedy ones.
 #pragma once
 
 #include "rules/coverage.h"
 #include "rules/dpp.h"
+#include "rules/elimination.h"
 #include "rules/hard_suppress.h"
 #include "rules/id_selection.h"
 #include "rules/matrix_coverage.h"
@@ -16,7 +17,9 @@ namespace idsel {
 template <class... R>
 struct RuleList {};
 
-using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage>;
+// Those that pick one by one, and all.
+using GreedyRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage>;
+using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage, Elimination>;
 
 template <class... R>
 constexpr int rules_with(State state, RuleList<R...>) {

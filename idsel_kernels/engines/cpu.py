@@ -117,7 +117,11 @@ class CpuEngine:
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
         isa = Isa(_native.library().resolve_isa(_isa.get())).name
-        if problem.rule.state is State.COVERAGE:
+        if problem.rule.state is State.ALL:
+            how = "the whole Gram, then rounds that drop up to 8 tokens each"
+        elif problem.rule.state is State.CHANNELS:
+            how = "lazy greedy over rows of the features"
+        elif problem.rule.state is State.COVERAGE:
             how = "lazy greedy over rows of the Gram, or over all of it once most rows would be needed"
         else:
             how = "lazy greedy, going on with the whole Gram once that is less work"

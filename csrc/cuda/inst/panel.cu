@@ -4,8 +4,8 @@
 namespace idsel::cuda {
 
 template <>
-Kernel panel_kernel_of<AllRules>() {
-    return panel_kernel<AllRules>;
+Kernel panel_kernel_of<GreedyRules>() {
+    return panel_kernel<GreedyRules>;
 }
 
 }  // namespace idsel::cuda

@@ -1,10 +1,12 @@
-"""Rules that decide on all picks at once beside NumPy loops of the published methods: `python -m bench.tools.at_once`.
+"""The rules without a suite of their own beside NumPy loops of their methods: `python -m bench.tools.selectors`.
 
-    python -m bench.tools.at_once [--shape 576 1024] [--k 64] [--threads 1]
+    python -m bench.tools.selectors [--shape 576 1024] [--k 64] [--threads 1]
 
 One sample, float32, on the CPU, all by turns in one process on the same input. The loops work on features that are
 normalised beforehand where the official code does so too:
 
+- FlashVID: all distances by one product, then a minimum per pick.
+- MMTok: of the matrix that `compat.mmtok.matrix` makes with 20 text tokens, all gains afresh for every pick.
 - VisPruner: each round multiplies the rows of A and B and sorts.
 - DART by pick: each pick gathers the free tokens, takes their cosines to the pivot and its one argmin.
 - DART by pivot: as published, each pivot gathers the free tokens once and sorts.
@@ -21,7 +23,8 @@ import numpy as np
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import DART, Elimination
+from idsel_kernels import DART, Elimination, MatrixCoverage, MaxMin
+from idsel_kernels.compat.mmtok import matrix
 
 from ..harness import Budget, interleave
 
@@ -35,6 +38,30 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 def by_importance(importance: np.ndarray) -> np.ndarray:
     return np.argsort(-importance, kind="stable")
+
+
+def weighted_max_min(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """FlashVID's ADTS, picked tokens excluded."""
+    unit = unit_rows(x)
+    distances = (1 - unit @ unit.T) * importance
+    nearest = np.partition(distances, 1, axis=0)[1]
+    picks: list[int] = []
+    while len(picks) < k:
+        picks.append(int(nearest.argmax()))
+        nearest = distances[picks[-1]] if len(picks) == 1 else np.minimum(nearest, distances[picks[-1]])
+        nearest[picks] = -np.inf
+    return np.array(picks)
+
+
+def cover(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """MMTok, of features that are the matrix's columns."""
+    covered, picks = np.zeros(x.shape[1], np.float32), []
+    while len(picks) < k:
+        gains = np.maximum(x - covered, 0).sum(1)
+        gains[picks] = -np.inf
+        picks.append(int(gains.argmax()))
+        covered = np.maximum(covered, x[picks[-1]])
+    return np.array(picks)
 
 
 def eliminate(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
@@ -80,6 +107,8 @@ def dart_by_rows(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
 
 Selector = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 LOOPS: dict[str, tuple[idsel.Rule, dict[str, Selector]]] = {
+    "MaxMin(weighted=True)": (MaxMin(weighted=True), {"NumPy": weighted_max_min}),
+    "MatrixCoverage": (MatrixCoverage(), {"NumPy": cover}),
     "Elimination": (Elimination(), {"NumPy": eliminate}),
     "DART": (
         DART(PIVOTS),
@@ -92,8 +121,30 @@ LOOPS: dict[str, tuple[idsel.Rule, dict[str, Selector]]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def compare(
+    name: str,
+    rule: idsel.Rule,
+    loops: dict[str, Selector],
+    features: torch.Tensor,
+    importance: torch.Tensor,
+    options: argparse.Namespace,
+) -> None:
     """Prints medians, how many times as long each loop takes, and how many picks it shares with ours."""
+    x, weight, k = features[0].numpy(), importance[0].numpy(), options.k
+    picks = set(idsel.select(features, k, rule, importance).indices[0].tolist())
+    calls: dict[str, list[Callable[[], object]]] = {"ours": [lambda: idsel.select(features, k, rule, importance)]}
+    for loop, select in loops.items():
+        calls[loop] = [lambda select=select: select(x, weight, k)]  # type: ignore[misc]
+    found = interleave(calls, torch.device("cpu"), Budget(repeats=30, seconds=options.seconds))
+    print(f"{name}, {tuple(options.shape)}, k={k}, {options.threads} thread(s)")
+    for call, timing in found.items():
+        alike = len(picks & set(loops[call](x, weight, k).tolist())) if call in loops else len(picks)
+        ratio = timing.median_us / found["ours"].median_us
+        print(f"  {call:16} {timing.median_us:9.1f} us  {ratio:6.2f} x  {alike} picks alike")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compares each rule with its loops."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs=2, type=int, default=(576, 1024), metavar=("N", "D"))
     parser.add_argument("--k", type=int, default=64)
@@ -102,20 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     case = idsel.inputs.clustered(1, *options.shape)
-    x, importance = case.features[0].numpy(), case.importance[0].numpy()
+    text = torch.randn(1, 20, options.shape[1], generator=torch.Generator().manual_seed(0))
+    columns = matrix(case.features, text).mT.contiguous()
     for name, (rule, loops) in LOOPS.items():
-        ours = set(idsel.select(case.features, options.k, rule, case.importance).indices[0].tolist())
-        calls: dict[str, list[Callable[[], object]]] = {
-            "torch": [lambda rule=rule: idsel.select(case.features, options.k, rule, case.importance)]  # type: ignore[misc]
-        }
-        for loop, select in loops.items():
-            calls[loop] = [lambda select=select: select(x, importance, options.k)]  # type: ignore[misc]
-        found = interleave(calls, torch.device("cpu"), Budget(repeats=30, seconds=options.seconds))
-        print(f"{name}, {tuple(options.shape)}, k={options.k}, {options.threads} thread(s)")
-        for call, timing in found.items():
-            alike = len(ours & set(loops[call](x, importance, options.k).tolist())) if call in loops else len(ours)
-            ratio = timing.median_us / found["torch"].median_us
-            print(f"  {call:16} {timing.median_us:9.1f} us  {ratio:6.2f} x  {alike} picks alike")
+        compare(name, rule, loops, columns if name == "MatrixCoverage" else case.features, case.importance, options)
     return 0
 
 
