@@ -78,7 +78,7 @@ def select(
 ) -> Selection:
     """Selects k tokens per sample greedily: pick the best, lower the priority of tokens like it, repeat.
 
-    Two rules, `Elimination` and `DART`, decide on all picks at once instead, in the `torch` engine.
+    Two rules, `Elimination` and `DART`, decide on all picks at once instead, on a GPU in the `torch` engine.
 
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only

@@ -34,6 +34,7 @@ __all__ = [
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONVENTIONS = ("clip", "cdpruner")
 _FUSIONS = ("product", "sum", "max", "geometric")
+_LARGEST = torch.finfo(torch.float32).max
 _CDPRUNER_EPS = 1e-6  # a constant of the official code, not a parameter there
 
 

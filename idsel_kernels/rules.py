@@ -71,7 +71,7 @@ class Rule:
         needs_importance: whether `select` demands an importance.
         needs_similarities: False: no pick changes a priority, so that no similarity is needed.
         needs_nearest: whether it needs the similarities of all pairs of tokens before the first pick.
-        is_greedy: False: it decides on all picks at once, which only the `torch` engine can do.
+        is_greedy: False: it decides on all picks at once, which the `torch` engine can do, and `cpu` for some.
         rows_aside: how many rows at the end of each sample are no tokens, so that they are never picked.
     """
 
@@ -207,7 +207,11 @@ class MaxMin(Rule):
     The first pick is the token whose nearest other token is farthest; then always the token whose nearest picked
     token is farthest: `s_j = min over picked i of (1 - c_ij)`. Weighted, these distances are multiplied by the
     importance of the token that they lead to, `max(0, importance_j)`; else importance is not used, except that a NaN
-    or -inf there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf.
+    or -inf there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf
+    (weighted, of 0 where it weighs nothing).
+
+    Weights that differ by 10**7 and more are beyond float32: what rounding leaves of the distance to a copy, times the
+    larger one, then outranks every token of the smaller.
 
     Args:
         start: index of the first pick, >= 0 and < N, or None for the published first pick, which costs N**2
@@ -399,7 +403,8 @@ class MatrixCoverage(Rule):
 
     Row j of the features is what token j covers, of anything there is to cover: R numbers W_jr >= 0, not compared with
     those of other tokens. With `cover_r` the largest W_ir of any pick i, at least 0, the priority of j is its gain
-    `sum_r max(0, W_jr - cover_r)`. A number below 0 covers nothing.
+    `sum_r max(0, W_jr - cover_r)`. A number below 0 covers nothing. As with every rule a row whose squares overflow
+    float32, here one with a number above 1e19, is unusable.
 
     Importance is not used, except that a NaN or -inf there makes a token unselectable, as with every rule.
 
@@ -430,7 +435,7 @@ class Elimination(Rule):
     token A and the rest B, gives every token of A its largest similarity to one of B, and drops up to 8 of A for which
     that is largest, until as many are left as are still wanted. Code: Theia-4869/VisPruner; also in AngelSlim.
 
-    It is not greedy: all picks are decided at once, by the `torch` engine alone. Picks are the important tokens by
+    It is not greedy: all picks are decided at once, by the `torch` or the `cpu` engine. Picks are the important tokens by
     falling importance, then the list as the rounds leave it. The score reported is the importance of the token.
 
     Args:
@@ -563,11 +568,14 @@ def decode(rule_id: int, params: Sequence[float]) -> Rule:
 def _decode(rule_id: int, params: tuple[float, ...]) -> Rule:
     if rule_id not in _BY_ID:
         raise ValueError(f"rule_id must be one of {sorted(_BY_ID)}, got {rule_id}")
+    name = _BY_ID[rule_id].__name__
     try:
-        return _BY_ID[rule_id]._from_params(params)
-    except (TypeError, ValueError) as error:
-        name = _BY_ID[rule_id].__name__
+        rule = _BY_ID[rule_id]._from_params(params)
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"params do not fit {name}: got {list(params)} ({error})") from error
+    if rule._params() != list(params):  # half a flag, a NaN
+        raise ValueError(f"params do not fit {name}: got {list(params)}, which stand for no {name}")
+    return rule
 
 
 def _as_float(value: Any) -> float:

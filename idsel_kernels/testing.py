@@ -370,8 +370,9 @@ def _unit(state: RuleState, priorities: torch.Tensor) -> torch.Tensor:
     alike = state.takes_shares
     ordinary = sizes if alike else sizes[sizes < _ENORMOUS]
     usual = float(ordinary.max()) if ordinary.numel() else 0.0
-    usual = max(usual, state.least_unit(), _TINY)
-    return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes)
+    least = max(state.least_unit(), _TINY)
+    usual = max(usual, least)
+    return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes).clamp(min=least)
 
 
 def _score_error(scores: torch.Tensor, options: torch.Tensor) -> torch.Tensor:

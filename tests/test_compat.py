@@ -642,8 +642,8 @@ def test_errors_name_the_argument_of_the_published_function(
 @pytest.mark.parametrize(
     ("option", "error", "words"),
     [
-        ({"text_temperature": 0.0}, ValueError, "text_temperature must be finite and > 0, got 0.0"),
-        ({"vision_temperature": math.nan}, ValueError, "vision_temperature must be finite and > 0, got nan"),
+        ({"text_temperature": 0.0}, ValueError, "text_temperature must be finite and >= 1e-06, got 0.0"),
+        ({"vision_temperature": math.nan}, ValueError, "vision_temperature must be finite and >= 1e-06, got nan"),
         ({"alpha": -0.5}, ValueError, "alpha must be finite and >= 0, got -0.5"),
         ({"alpha": math.inf}, ValueError, "alpha must be finite and >= 0, got inf"),
         ({"alpha": "x"}, TypeError, "alpha must be a number, got str"),

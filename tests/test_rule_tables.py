@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 needs_library = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
-# The others decide on all picks at once, which only the torch engine does.
+# The others decide on all picks at once, which no kernel does.
 GREEDY = {name: rule for name, rule in RULES.items() if rule.is_greedy}
 
 # One field that crosses as two numbers.

@@ -14,6 +14,7 @@ from ._common import check_tokens
 __all__ = ["matrix"]
 
 _SHORTEST = 1e-8  # rows are divided by no less
+_LEAST_TEMPERATURE = 1e-6  # below it logits may overflow
 
 
 def matrix(
@@ -41,8 +42,8 @@ def matrix(
         text: (M, D), shared by all samples, or (B, M, D), M >= 1.
         clip_features: (N, C) or (B, N, C), the same tokens before the projection, which are compared with each other.
             None: `features`.
-        text_temperature: > 0; 0.02 is that of the project's pipeline, the selector itself has 0.01.
-        vision_temperature: > 0; 0.2 as there.
+        text_temperature: >= 1e-6; 0.02 is that of the project's pipeline, the selector itself has 0.01.
+        vision_temperature: >= 1e-6; 0.2 as there.
         alpha: >= 0, the weight of covering visual tokens; 0.5 as there.
 
     Returns:
@@ -61,9 +62,9 @@ def matrix(
                 [0.0017, 0.2483]])
     """
     clip = _check(features, text, clip_features)
-    _check_number("text_temperature", text_temperature, above=True)
-    _check_number("vision_temperature", vision_temperature, above=True)
-    _check_number("alpha", alpha, above=False)
+    _check_number("text_temperature", text_temperature, least=_LEAST_TEMPERATURE)
+    _check_number("vision_temperature", vision_temperature, least=_LEAST_TEMPERATURE)
+    _check_number("alpha", alpha, least=0)
     x, t, q = _unit(features), _unit(text), _unit(clip)
     with ieee_arithmetic(features.device):
         to_text, to_vision = t @ x.mT, q @ q.mT
@@ -87,14 +88,21 @@ def _check(features: Tensor, text: Any, clip_features: Tensor | None) -> Tensor:
     check_tokens("text", text, *of_samples, "M", width)
     if text.shape[-2] == 0:
         raise ValueError(f"text must have at least one token, got shape {tuple(text.shape)}")
+    _check_device("text", text, features)
     if clip_features is None:
         return features
     check_tokens("clip_features", clip_features, *batch, tokens, "C")
+    _check_device("clip_features", clip_features, features)
     return clip_features
 
 
-def _check_number(name: str, value: Any, above: bool) -> None:
+def _check_device(name: str, value: Tensor, features: Tensor) -> None:
+    if value.device != features.device:
+        raise ValueError(f"{name} must be on the device of features ({features.device}), got {value.device}")
+
+
+def _check_number(name: str, value: Any, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (value > 0 if above else value >= 0) or math.isinf(value):
-        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value}")
+    if not value >= least or math.isinf(value):
+        raise ValueError(f"{name} must be finite and >= {least}, got {value}")

@@ -289,7 +289,8 @@ class IDSelectionState(RuleState, rule=IDSelection):
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         distance = (1 - self.batch.similarity(pick)).clamp(min=0)
         priority = priority - torch.exp(-self.gamma * distance**2) * score[:, None]
-        return torch.where(priority > self.limit, priority.clamp(min=self.floor), -math.inf)
+        priority = priority.clamp(min=self.floor)  # first, because a difference may overflow
+        return torch.where(priority > self.limit, priority, -math.inf)
 
     @classmethod
     def has_edge(cls, rule: Rule) -> bool:
@@ -344,8 +345,7 @@ class MaxMinState(RuleState, rule=MaxMin):
     def least_unit(self) -> float:
         if self.weight is None:
             return 1.0
-        ordinary = self.weight[self.weight < _LARGEST_QUALITY]
-        return float(ordinary.max()) if ordinary.numel() else 0.0
+        return float(self.weight.max()) if self.weight.numel() else 0.0
 
 
 class HardSuppressState(RuleState, rule=HardSuppress):
