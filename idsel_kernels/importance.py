@@ -269,7 +269,7 @@ def norms(x: Tensor, p: float = 2.0) -> Tensor:
 
     Args:
         x: (B, N, D), (N, D), ragged (T, D) or any leading dimensions, float16, bfloat16, float32 or float64.
-        p: >= 1 and finite.
+        p: >= 1 and finite. Powers of a large p leave the range of the dtype.
 
     Returns:
         (B, N), the shape of `x` without its last axis, float32 (float64 for float64), >= 0; accumulated in that
@@ -333,12 +333,12 @@ def frame_difference(video: Tensor, first: float = 1.0) -> Tensor:
 
     This is the score of EVS (arXiv 2510.14624) in vLLM. With `first=255` the first frame comes before all others, as
     there; the default 1 is what it would get after a frame of zeros, a prior for rules that weigh importance against
-    similarity. Between identical frames the result is 0 up to rounding.
+    similarity. Between identical frames the result is 0 up to rounding, as long as squares do not overflow.
 
     Args:
         video: (F, P, D) frames, positions and channels, (B, F, P, D) or any leading dimensions; float16, bfloat16,
             float32 or float64. One frame at a time is widened, never the whole video.
-        first: finite; what all tokens of the first frame get.
+        first: what all tokens of the first frame get; within the range of float32.
 
     Returns:
         (F, P) or (B, F, P), float32 (float64 for float64), in [0, 2] up to rounding. A row of zeros has cosine 0, and
@@ -356,7 +356,7 @@ def frame_difference(video: Tensor, first: float = 1.0) -> Tensor:
                 [  1.,   0.]])
     """
     _check_video("video", video)
-    _check_number("first", first)
+    _check_number("first", first, low=-_LARGEST, high=_LARGEST)
     dtype, frames = _work_dtype(video), video.unbind(-3)
     scores = [video.new_full((*video.shape[:-3], video.shape[-2]), first, dtype=dtype)]
     for t in range(1, len(frames)):

@@ -435,8 +435,8 @@ class Elimination(Rule):
     token A and the rest B, gives every token of A its largest similarity to one of B, and drops up to 8 of A for which
     that is largest, until as many are left as are still wanted. Code: Theia-4869/VisPruner; also in AngelSlim.
 
-    It is not greedy: all picks are decided at once, by the `torch` or the `cpu` engine. Picks are the important tokens by
-    falling importance, then the list as the rounds leave it. The score reported is the importance of the token.
+    It is not greedy: all picks are decided at once, by the `torch` or the `cpu` engine. Picks are the important tokens
+    by falling importance, then the list as the rounds leave it. The score reported is the importance of the token.
 
     Args:
         important: share of the k tokens that is kept for its importance, in [0, 1]. 0.5 is the official default.

@@ -20,7 +20,7 @@ from . import session as common
 from .session import Row, Session
 
 # The parameters that the published codes use; MaxMin also from a given start, which is what torch_cluster.fps does.
-# Rules that decide on all picks at once have no replay: bench.tools.selectors times them.
+# Rules that decide on all picks at once have no replay: bench.tools.numpy_loops times them.
 RULES: tuple[Rule, ...] = (*(rule() for rule in CLASSES.values() if rule.is_greedy), MaxMin(start=0))
 KINDS = ("clustered", "picture", "ties", "flat")
 

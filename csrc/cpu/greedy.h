@@ -1,7 +1,7 @@
 // What the two greedy algorithms share, and what they ask of a model.
 //
 // clang-format off
-// contract: model: cpu/row_model.h cpu/history_model.h cpu/coverage_model.h
+// contract: model: cpu/row_model.h cpu/history_model.h cpu/coverage_model.h cpu/channel_model.h
 // A model is a rule together with what its loop carries for every token. Tokens are absorbed into it lazily: a token
 // may not have seen all picks yet, and its priority then counts as an upper bound.
 //   bool lazy()             whether priorities never rise, as far as is known before the first pick

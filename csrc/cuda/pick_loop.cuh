@@ -1,7 +1,7 @@
 // The loop over picks of one sample, run by one CTA at a time.
 //
 // clang-format off
-// contract: rule state: cuda/row_state.cuh cuda/history_state.cuh cuda/coverage_state.cuh
+// contract: rule state: cuda/row_state.cuh cuda/history_state.cuh cuda/coverage_state.cuh cuda/channel_state.cuh
 // A rule together with what its loop carries besides the tokens.
 //   void start(context, tokens, nearest)   the priorities before the first pick; `nearest(j)` is the largest similarity
 //                                          of token j to another

@@ -125,7 +125,7 @@ class CpuEngine:
             how = "lazy greedy over rows of the Gram, or over all of it once most rows would be needed"
         else:
             how = "lazy greedy, going on with the whole Gram once that is less work"
-        return f"{how}; {isa} dot products, at most {torch.get_num_threads()} threads"
+        return f"{how}; {isa}, at most {torch.get_num_threads()} threads"
 
     def memory(self, problem: Problem) -> None:
         """The library takes what it turns out to need."""

@@ -22,22 +22,28 @@ struct Rule {
 };
 
 [[maybe_unused]] std::vector<Rule> rules(int64_t n) {
-    return {{0, {20, 0}},
-            {0, {5, -INFINITY}},
-            {0, {20, 0.4}},
-            {0, {20, -0.2}},
+    return {{0, {20, 0, 0}},
+            {0, {5, -INFINITY, 0}},
+            {0, {20, 0.4, 0}},
+            {0, {20, -0.2, 0}},
+            {0, {20, 0.1, 1}},
             {1, {0.5, 1}},
             {1, {0.3, 3}},
-            {2, {-1}},
-            {2, {0}},
-            {2, {1e9}},
+            {2, {-1, 0}},
+            {2, {0, 0}},
+            {2, {1e9, 0}},
+            {2, {-1, 1}},
+            {2, {0, 1}},
             {3, {0.8, 0, 0, 0}},
             {3, {0.2, 1, static_cast<double>(n), 2}},
             {4, {1e-6}},
             {4, {0}},
             {5, {1, 0}},
             {5, {0.5, 1}},
-            {6, {}}};
+            {6, {}},
+            {7, {}},
+            {8, {0.5, 0}},
+            {8, {0.5, 1}}};
 }
 
 // A call and the buffers behind it, each of exactly its size, so that a read beyond one is an error to a sanitizer.

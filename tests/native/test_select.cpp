@@ -39,7 +39,7 @@ void test_shapes() {
 // Lazy loops that share out their work.
 void test_sharing() {
     Call call = make_long_call();
-    for (const Rule& rule : {Rule{0, {20, 0}}, Rule{1, {0.5, 1}}, Rule{2, {0}}, Rule{4, {1e-6}}}) {
+    for (const Rule& rule : {Rule{0, {20, 0, 0}}, Rule{1, {0.5, 1}}, Rule{2, {0, 0}}, Rule{4, {1e-6}}}) {
         call.args.rule = rule.id;
         call.params = rule.params;
         call.args.threads = 1;
@@ -114,7 +114,7 @@ void test_grids() {
 
 void test_sort() {
     Call call = make_call(5, 2, 30, 8, 12, IDSEL_FLOAT32, false);
-    call.params = {20, 0};
+    call.params = {20, 0, 0};
     run(call);
     std::vector<int64_t> expected = call.indices;
     for (int64_t b = 0; b < 2; ++b) std::sort(expected.begin() + b * 12, expected.begin() + (b + 1) * 12);
@@ -126,7 +126,7 @@ void test_sort() {
 // Calls from several threads at once share nothing.
 void test_concurrent_calls() {
     Call call = make_call(9, 2, 80, 64, 40, IDSEL_FLOAT32, false);
-    call.params = {20, 0};
+    call.params = {20, 0, 0};
     call.args.threads = 2;
     run(call);
     std::vector<std::thread> callers;
@@ -143,7 +143,7 @@ void test_concurrent_calls() {
 template <class Change>
 void check_refused(idsel_status status, const char* word, Change&& change) {
     Call call = make_call(1, 2, 5, 4, 3, IDSEL_FLOAT32, false);
-    call.params = {20, 0};
+    call.params = {20, 0, 0};
     point(call);
     change(call.args);
     CHECK(idsel_select(&call.args) == status);
@@ -160,7 +160,7 @@ void test_refusals() {
     check_refused(IDSEL_INVALID, "dim", [](idsel_args& a) { a.dim = 0; });
     check_refused(IDSEL_INVALID, "dtype", [](idsel_args& a) { a.dtype = 3; });
     check_refused(IDSEL_INVALID, "rule", [](idsel_args& a) { a.rule = 99; });
-    check_refused(IDSEL_INVALID, "IDSelection has 2 parameters", [](idsel_args& a) { a.param_count = 1; });
+    check_refused(IDSEL_INVALID, "IDSelection has 3 parameters", [](idsel_args& a) { a.param_count = 1; });
     check_refused(IDSEL_INVALID, "params", [](idsel_args& a) { a.params = nullptr; });
     check_refused(IDSEL_INVALID, "k[0]", [](idsel_args& a) { a.k_max = 2; });
     check_refused(IDSEL_INVALID, "k must hold", [](idsel_args& a) { a.k_count = 3; });

@@ -1,6 +1,6 @@
-"""The rules without a suite of their own beside NumPy loops of their methods: `python -m bench.tools.selectors`.
+"""The rules without a suite of their own beside NumPy loops of their methods: `python -m bench.tools.numpy_loops`.
 
-    python -m bench.tools.selectors [--shape 576 1024] [--k 64] [--threads 1]
+    python -m bench.tools.numpy_loops [--shape 576 1024] [--k 64] [--threads 1]
 
 One sample, float32, on the CPU, all by turns in one process on the same input. The loops work on features that are
 normalised beforehand where the official code does so too:
