@@ -12,7 +12,7 @@ namespace {
 
 // Rules without exp, division or root, on features of 1 and -1 with D a power of four: no rounding anywhere.
 bool exact(const Rule& rule) {
-    return rule.id == 2 || rule.id == 3 || rule.id == 6 || (rule.id == 1 && rule.params[0] == 0.5) ||
+    return rule.id == 2 || rule.id == 3 || rule.id == 6 || rule.id == 7 || (rule.id == 1 && rule.params[0] == 0.5) ||
            (rule.id == 5 && rule.params[0] == 1);
 }
 
@@ -60,20 +60,20 @@ void test_exact(int64_t batch, int64_t n, int64_t dim, int64_t k) {
     for (int32_t dtype : {IDSEL_FLOAT32, IDSEL_FLOAT16, IDSEL_BFLOAT16}) {
         Call call = make_call(1, batch, n, dim, k, dtype, false);
         make_exact(call);
-        for (const Rule& rule : rules(n)) run_on_both(call, rule, exact(rule));
+        for (const Rule& rule : greedy_rules(n)) run_on_both(call, rule, exact(rule));
     }
 }
 
 void test_hurting(int32_t dtype, int64_t batch, int64_t n, int64_t dim, int64_t k) {
     const Call call = make_call(7, batch, n, dim, k, dtype, true);
-    for (const Rule& rule : rules(n)) run_on_both(call, rule, false);
+    for (const Rule& rule : greedy_rules(n)) run_on_both(call, rule, false);
 }
 
 // More tokens than threads.
 void test_several_tokens_a_thread() {
     Call call = make_call(1, 1, 260, 16, 3, IDSEL_FLOAT32, false);
     make_exact(call);
-    for (const Rule& rule : rules(260)) run_on_both(call, rule, exact(rule));
+    for (const Rule& rule : greedy_rules(260)) run_on_both(call, rule, exact(rule));
 }
 
 // Several panels, by several CTAs.
@@ -85,7 +85,7 @@ void test_panels(int64_t n) {
         call.importance[at] = at < 60 ? static_cast<float>(at % 5) / 8.0f + 1.0f : 0.0f;
     }
     call.args.device = IDSEL_CUDA;
-    for (const Rule& rule : rules(n)) {
+    for (const Rule& rule : greedy_rules(n)) {
         call.args.rule = rule.id;
         call.params = rule.params;
         call.args.gram_budget = int64_t{1} << 30;
@@ -102,7 +102,7 @@ void test_panels(int64_t n) {
 void test_clusters(int32_t dtype, int64_t dim) {
     const Call call = make_call(11, 1, 70, dim, 9, dtype, false);
     int32_t last = -1;
-    for (const Rule& rule : rules(70)) {
+    for (const Rule& rule : greedy_rules(70)) {
         if (rule.id == last) continue;  // the same kernel: parameters do not matter here
         last = rule.id;
         Call shared = call;
@@ -184,7 +184,7 @@ void test_ragged() {
     call.args.k_count = 4;
     call.offsets = {0, 17, 17, 18, 90};
     call.k = {10, 4, 0, 9};
-    for (const Rule& rule : rules(90)) run_on_both(call, rule, exact(rule));
+    for (const Rule& rule : greedy_rules(90)) run_on_both(call, rule, exact(rule));
 }
 
 // Counts that nobody has checked: the picks are those of counts that fit.
@@ -192,7 +192,7 @@ void test_k_on_device() {
     const std::vector<int32_t> counts = {1 << 30, -5, 3, 10};
     Call fitting = make_call(1, 4, 70, 16, 10, IDSEL_FLOAT32, false);
     fitting.args.device = IDSEL_CUDA;
-    for (const Rule& rule : rules(70)) {
+    for (const Rule& rule : greedy_rules(70)) {
         if (rule.id != 0 && rule.id != 6) continue;  // the others get their counts in the same way
         fitting.args.rule = rule.id;
         fitting.params = rule.params;

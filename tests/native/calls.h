@@ -21,7 +21,7 @@ struct Rule {
     std::vector<double> params;
 };
 
-[[maybe_unused]] std::vector<Rule> rules(int64_t n) {
+[[maybe_unused]] std::vector<Rule> greedy_rules(int64_t n) {
     return {{0, {20, 0, 0}},
             {0, {5, -INFINITY, 0}},
             {0, {20, 0.4, 0}},
@@ -41,9 +41,14 @@ struct Rule {
             {5, {1, 0}},
             {5, {0.5, 1}},
             {6, {}},
-            {7, {}},
-            {8, {0.5, 0}},
-            {8, {0.5, 1}}};
+            {7, {}}};
+}
+
+// With those that decide on all picks at once, which have no kernel.
+[[maybe_unused]] std::vector<Rule> rules(int64_t n) {
+    std::vector<Rule> all = greedy_rules(n);
+    all.insert(all.end(), {{8, {0.5, 0}}, {8, {0.5, 1}}});
+    return all;
 }
 
 // A call and the buffers behind it, each of exactly its size, so that a read beyond one is an error to a sanitizer.
