@@ -414,7 +414,10 @@ MUTATIONS = {
         "gram_tile.cuh",
         {"arch::cluster_arrive();\n        arch::cluster_wait();": "arch::cluster_arrive();"},
     ),
-    "a hot loop that ignores the cold tier": ("pick_loop.cuh", {"if (!rule.has_priority(key_of(best))) return false;": ""}),
+    "a hot loop that ignores the cold tier": (
+        "pick_loop.cuh",
+        {"if (!rule.has_priority(key_of(best))) return false;": ""},
+    ),
     "a stale Coverage gain accepted": ("coverage_state.cuh", {"(is_fresh ? kFresh : 0u)": "kFresh"}),
 }
 

@@ -17,9 +17,14 @@ namespace idsel {
 template <class... R>
 struct RuleList {};
 
+template <class... R, class... More>
+constexpr RuleList<R..., More...> joined(RuleList<R...>, RuleList<More...>) {
+    return {};
+}
+
 // Those that pick one by one, and all.
 using GreedyRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage>;
-using AllRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage, Elimination>;
+using AllRules = decltype(joined(GreedyRules{}, RuleList<Elimination>{}));
 
 template <class... R>
 constexpr int rules_with(State state, RuleList<R...>) {
