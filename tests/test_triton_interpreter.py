@@ -73,7 +73,7 @@ def test_the_order_of_programs_changes_no_bit(rule: str, order: str, small_block
     expected = idsel.select(**case.inputs(), k=4, rule=RULE_CASES[rule], backend="triton")
     with program_order(lambda programs: _orders(programs)[order]) as ran:
         sel = idsel.select(**case.inputs(), k=4, rule=RULE_CASES[rule], backend="triton")
-    programs = 4 if rule == "topk" else 10  # per sample: tile rows, or tiles of the upper triangle
+    programs = 10 if RULE_CASES[rule].needs_similarities else 4  # per sample: tiles of the upper triangle, or tile rows
     assert sorted(ran) == list(range(2 * programs)) and ran != sorted(ran)
     assert same(sel, expected)
     check_selection(sel, **case.inputs(), rule=RULE_CASES[rule]).assert_ok(REGRET)
@@ -214,10 +214,11 @@ def test_programs_that_share_a_tile_give_the_bits_of_one(rule: str, parts: None)
         check_selection(shared, **alone, rule=RULE_CASES[rule]).assert_ok(REGRET)
     with program_order(lambda programs: list(range(programs))) as programs:
         together = idsel.select(**case.inputs(), k=8, rule=RULE_CASES[rule], backend="triton")
-    tiles = 4 if rule == "topk" else 10
+    all_pairs = RULE_CASES[rule].needs_similarities
+    tiles = 10 if all_pairs else 4
     assert ran == [list(range(2 * tiles * 2))] * 2
-    # Three samples have more tiles, so one program has all of a tile; but for TopK, which has few.
-    assert len(programs) == 3 * tiles * (2 if rule == "topk" else 1)
+    # Three samples have more tiles, so one program has all of a tile; but for a rule that needs few.
+    assert len(programs) == 3 * tiles * (1 if all_pairs else 2)
     assert same(shared, idsel.Selection(together.indices[:2], together.scores[:2]))
     counters = engine.ENGINE._counters.by_stream
     assert not any(bool(values.any()) for values in counters.values())
