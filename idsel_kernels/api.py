@@ -371,11 +371,19 @@ def coverage_select(
 
 
 def matrix_select(matrix: torch.Tensor, k: Count | None, **options: Unpack[Options]) -> Selection:
-    """MMTok (ICLR 2026): greedy coverage of a given matrix, `select` with `MatrixCoverage()`.
+    """MMTok (ICLR 2026, arXiv 2508.18264): greedy coverage of a given matrix, `select` with `MatrixCoverage()`.
 
     Args:
         matrix: (B, R, N) or (R, N), how well each of N tokens covers each of R rows, >= 0; with `cu_seqlens` (R, T).
-            `compat.mmtok.matrix` makes MMTok's own.
+            float32, float16 or bfloat16, any strides. `compat.mmtok.matrix` makes MMTok's own.
+        k: as for `select`, of the N tokens.
+        options: as for `select`; a mask is (B, N), (N,) or (T,).
+
+    Returns:
+        A `Selection`; scores are gains, (B, k) float32.
+
+    Raises:
+        TypeError, ValueError: `matrix` is not as above; or as `select`.
 
     Example:
         >>> import torch, idsel_kernels as idsel

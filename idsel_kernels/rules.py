@@ -467,8 +467,7 @@ class Elimination(Rule):
 
     def __post_init__(self) -> None:
         _check_number("Elimination", "important", self.important, low=0.0, high=1.0)
-        if self.order not in self._ORDERS:
-            raise ValueError(f"Elimination: order must be 'score' or 'position', got {self.order!r}")
+        _check_word("Elimination", "order", self.order, self._ORDERS)
 
     def _params(self) -> list[float]:
         return [float(self.important), float(self._ORDERS.index(self.order))]
