@@ -71,7 +71,7 @@ class Rule:
         needs_importance: whether `select` demands an importance.
         needs_similarities: False: no pick changes a priority, so that no similarity is needed.
         needs_nearest: whether it needs the similarities of all pairs of tokens before the first pick.
-        is_greedy: False: it decides on all picks at once, which the `torch` engine can do, and `cpu` for some.
+        is_greedy: False: it decides on all picks at once, as the `torch` and the `cpu` engine can.
         rows_aside: how many rows at the end of each sample are no tokens, so that they are never picked.
     """
 
@@ -486,9 +486,9 @@ class DART(Rule):
     lowest similarity to it, t being the same share for each, rounded up, until k tokens are picked; late pivots may
     get fewer, or none. Code: ZichenWen1/DART, and AngelSlim, whose budget and order of pivots these are.
 
-    It is not greedy: all picks are decided at once, by the `torch` engine alone. Picks are the image pivots by falling
-    importance, then those of each pivot, least similar first. The score reported is the importance of an image pivot,
-    and the negative similarity of any other token to its pivot.
+    It is not greedy: all picks are decided at once, by the `torch` or the `cpu` engine. Picks are the image pivots
+    by falling importance, then those of each pivot, least similar first. The score reported is the importance of an
+    image pivot, and the negative similarity of any other token to its pivot.
 
     Args:
         pivots: tokens kept as pivots, >= 0. 4 is the official default.

@@ -228,8 +228,10 @@ RUNS = [
 ]
 
 
+@pytest.mark.parametrize("engine", [name for name in ("torch", "cpu") if name in idsel.available_backends()])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
-def test_published_code_picked_the_same(run: Run) -> None:
+def test_published_code_picked_the_same(run: Run, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDSEL_BACKEND", engine)
     REPLAYS[run.case["source"]](run)
 
 

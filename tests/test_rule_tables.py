@@ -24,13 +24,13 @@ _SPLIT = {"grid": ["height", "width"]}
 
 
 @needs_library
-def test_the_library_has_every_rule_but_dart_under_its_id() -> None:
+def test_the_library_has_every_rule_under_its_id() -> None:
     table = {name: number for number, name, *_ in _native.library().rules()}
-    assert table == {name: rule.rule_id for name, rule in RULES.items() if name != "DART"}
+    assert table == {name: rule.rule_id for name, rule in RULES.items()}
 
 
 @needs_library
-@pytest.mark.parametrize("name", sorted(RULES.keys() - {"DART"}))
+@pytest.mark.parametrize("name", sorted(RULES))
 def test_parameters_and_traits_agree(name: str) -> None:
     params, state, needs_similarities = next(row[2:] for row in _native.library().rules() if row[1] == name)
     rule = RULES[name]

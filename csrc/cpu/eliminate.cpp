@@ -1,8 +1,8 @@
-#include "cpu/eliminate.h"
-
 #include <algorithm>
 #include <limits>
 #include <vector>
+
+#include "cpu/at_once.h"
 
 namespace idsel::cpu {
 namespace {
@@ -63,7 +63,7 @@ Tokens after_round(const Tokens& list, int64_t drop, bool by_position, Run& run)
 
 }  // namespace
 
-void eliminate(const Elimination& rule, Run& run) {
+void pick_at_once(const Elimination& rule, Run& run) {
     run.similarity.make_gram();
     run.path = IDSEL_PATH_GRAM;
     const Tokens ranked = ranked_tokens(run);

@@ -7,10 +7,10 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/at_once.h"
 #include "cpu/channel_model.h"
 #include "cpu/coverage_model.h"
 #include "cpu/dense_greedy.h"
-#include "cpu/eliminate.h"
 #include "cpu/history_model.h"
 #include "cpu/lazy_greedy.h"
 #include "cpu/row_model.h"
@@ -126,7 +126,7 @@ void select_sample(const idsel_args& args, int64_t b, ThreadPool& pool) {
                 if (args.grids != nullptr) rule.set_width(args.grids[2 * b + 1]);
             }
             if constexpr (Rule::kState == State::kAll) {
-                eliminate(rule, run);
+                pick_at_once(rule, run);
             } else {
                 typename ModelOf<Rule::kState>::template Type<Rule> model(rule, run);
                 pick_greedily(model, run);

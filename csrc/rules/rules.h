@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rules/coverage.h"
+#include "rules/dart.h"
 #include "rules/dpp.h"
 #include "rules/elimination.h"
 #include "rules/hard_suppress.h"
@@ -24,7 +25,7 @@ constexpr RuleList<R..., More...> joined(RuleList<R...>, RuleList<More...>) {
 
 // Those that pick one by one, and all.
 using GreedyRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Coverage, TopK, MatrixCoverage>;
-using AllRules = decltype(joined(GreedyRules{}, RuleList<Elimination>{}));
+using AllRules = decltype(joined(GreedyRules{}, RuleList<Elimination, DART>{}));
 
 template <class... R>
 constexpr int rules_with(State state, RuleList<R...>) {

@@ -12,7 +12,7 @@ import torch
 
 from .. import _native
 from ..problem import Inputs, Problem
-from ..rules import State
+from ..rules import DART, Elimination, State
 from .base import Launcher, Outputs
 from .library_call import LibraryCall, address
 
@@ -117,8 +117,10 @@ class CpuEngine:
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
         isa = Isa(_native.library().resolve_isa(_isa.get())).name
-        if problem.rule.state is State.ALL:
+        if isinstance(problem.rule, Elimination):
             how = "the whole Gram, then rounds that drop up to 8 tokens each"
+        elif isinstance(problem.rule, DART):
+            how = "the rows of the pivots, then for each of them the tokens least like it"
         elif problem.rule.state is State.CHANNELS:
             how = "lazy greedy over rows of the features"
         elif problem.rule.state is State.COVERAGE:

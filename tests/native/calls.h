@@ -47,7 +47,7 @@ struct Rule {
 // With those that decide on all picks at once, which have no kernel.
 [[maybe_unused]] std::vector<Rule> rules(int64_t n) {
     std::vector<Rule> all = greedy_rules(n);
-    all.insert(all.end(), {{8, {0.5, 0}}, {8, {0.5, 1}}});
+    all.insert(all.end(), {{8, {0.5, 0}}, {8, {0.5, 1}}, {9, {4, 0}}, {9, {0, 2}}, {9, {7, 1e9}}});
     return all;
 }
 
