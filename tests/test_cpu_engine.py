@@ -195,7 +195,7 @@ def test_all_paths_are_taken() -> None:
         assert run(case, 8, IDSelection())[1][0].path is cpu.Path.LAZY
         assert run(negative, 8, IDSelection(floor=None))[1][0].path is cpu.Path.LAZY_ROWS
         assert run(flat, 600, IDSelection())[1][0].path is cpu.Path.LAZY_GRAM
-        assert run(case, 8, MaxMin())[1][0].path is cpu.Path.GRAM
+        assert run(case, 8, Coverage(combine="add"))[1][0].path is cpu.Path.GRAM
 
 
 def test_few_picks_need_few_similarities() -> None:

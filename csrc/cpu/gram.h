@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
@@ -15,38 +16,43 @@ namespace idsel::cpu {
 // Rows of a tile: two panels of kTileRows x kBlock floats stay in a second-level cache.
 constexpr int64_t kTileRows = 4 * kRowMultiple;
 
-// A rectangle of the Gram: rows [i, i_end), columns [j, j_end).
+// A rectangle: rows [i, i_end), columns [j, j_end).
 struct Tile {
     int64_t i, i_end, j, j_end;
 };
 
-// One block of D at a time, the rows are copied side by side in float32 and multiplied with each other tile by tile.
-// In place, rows a power of two apart would compete for the same few lines of the cache.
+// [0, n) x [0, n), or the tiles of it on and below the diagonal.
+std::vector<Tile> lower_tiles(int64_t n);
+
+// One block of D at a time, rows are copied side by side in float32 and multiplied with each other tile by tile. In
+// place, rows a power of two apart would compete for the same few lines of the cache.
 class TiledDots {
   public:
-    TiledDots(const Sample& sample, const Kernels& kernels, ThreadPool& pool);
+    // For at most so many rows.
+    TiledDots(const Sample& sample, const Kernels& kernels, ThreadPool& pool, int64_t most_rows);
 
     using Use = std::function<void(const Tile&)>;
 
-    // out[(i - first) * n + j] = <x_i, x_j> for i in [first, last) and all j, or those of the tiles on and below the
-    // diagonal. Calls `finish` from any thread for each tile that is done.
-    void compute(int64_t first, int64_t last, bool lower, float* out, const Use& finish);
+    // <x_rows[i], x_rows[j]> for the places (i, j) in these tiles, which are at most kTileRows long and wide, into
+    // out[(i - first) * out_stride + j], `first` being where the first tile begins. Calls `finish` from any thread for
+    // each tile that is done.
+    void compute(const std::vector<int64_t>& rows, const std::vector<Tile>& tiles, float* out, int64_t out_stride,
+                 const Use& finish);
 
   private:
-    void pack(int64_t at);
-    void add_tile(const Tile& tile, int64_t at, float* out) const;
+    void pack(const std::vector<int64_t>& rows, int64_t at);
+    void add_tile(const Tile& tile, int64_t at, float* out, int64_t out_stride) const;
 
     const Sample& sample_;
     const Kernels& kernels_;
     ThreadPool& pool_;
-    int64_t padded_rows_;  // n rounded up to kRowMultiple, the rest zeros
-    int64_t stride_;       // length of a row of a block
+    int64_t stride_;  // length of a row of a block
     int64_t blocks_;
     struct Free {
         void operator()(float* array) const { ::operator delete[](array, kCacheLine); }
     };
     static constexpr std::align_val_t kCacheLine{64};
-    std::unique_ptr<float[], Free> packed_;  // (padded_rows, stride): one block of all rows, no vector across two lines
+    std::unique_ptr<float[], Free> packed_;  // (rows, stride): one block of each, no vector across two lines
 };
 
 }  // namespace idsel::cpu

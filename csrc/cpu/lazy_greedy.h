@@ -21,7 +21,8 @@ class LazyLoop {
           advance_(model, run),
           argmax_(run.sample.n),
           cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), run.similarity.gram_fits_budget()),
-          few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1) {}
+          few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1),
+          counted_(run.similarity.dots()) {}
 
     bool pick_all() {
         rebuild();
@@ -161,10 +162,10 @@ class LazyLoop {
     BlockedArgmax argmax_;
     CostModel cost_model_;
     int64_t few_;                  // how many bounds are worth tightening at once when nothing is known of their number
+    int64_t counted_;              // dot products before this pick
     std::vector<int64_t> tokens_;  // whose bounds are tightened next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
-    int64_t counted_ = 0;          // dot products before this pick
     int64_t looked_ = 0;           // bounds tightened for this pick
     int64_t looked_before_ = 0;    // and for the one before
     // The best exact priority met for this pick, and its token.

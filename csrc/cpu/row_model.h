@@ -7,6 +7,7 @@
 
 #include "cpu/blocked_argmax.h"
 #include "cpu/greedy.h"
+#include "cpu/nearest_search.h"
 #include "rules/rules.h"
 
 namespace idsel::cpu {
@@ -96,15 +97,17 @@ class RowModel {
     }
 
     void start() {
-        std::vector<float> nearest;
-        if (rule_.needs_nearest()) {
-            nearest = run_.similarity.nearest();
-            run_.path = run_.similarity.has_gram() ? IDSEL_PATH_GRAM : IDSEL_PATH_LAZY;
-        }
-        for (int64_t j = 0; j < run_.sample.n; ++j) {
-            state(j) = rule_.start(importance(j), nearest.empty() ? 0.0f : nearest[static_cast<size_t>(j)]);
-        }
+        for (int64_t j = 0; j < run_.sample.n; ++j) state(j) = rule_.start(importance(j), 0.0f);
         if (rule_.given_start() >= 0) keep_only(first_pick());
+        if (rule_.needs_nearest()) keep_only(most_distant());
+    }
+
+    // The first pick, with its state, where that depends on the nearest token.
+    int64_t most_distant() {
+        const auto priority = [this](int64_t j, float similarity) { return rule_.start(importance(j), similarity); };
+        const auto [token, nearest] = best_by_nearest(run_, priority);
+        if (token < run_.sample.n) state(token) = priority(token, nearest);
+        return token;
     }
 
     // The given start, or the lowest token that can be picked in its place; n where there is none.

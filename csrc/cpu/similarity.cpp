@@ -37,15 +37,16 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
     });
 }
 
-void Similarity::know_all_norms() {
+void Similarity::know_all_norms() { know_norms(all_tokens()); }
+
+std::vector<int64_t> Similarity::all_tokens() const {
     std::vector<int64_t> tokens(static_cast<size_t>(sample_.n));
     std::iota(tokens.begin(), tokens.end(), 0);
-    know_norms(tokens);
+    return tokens;
 }
 
 float Similarity::compute(int64_t i, int64_t j) const {
-    const float dot = kernels_.dot[sample_.dtype](sample_.row(i), sample_.row(j), sample_.dim);
-    return cosine(dot, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
+    return of_dot(kernels_.dot[sample_.dtype](sample_.row(i), sample_.row(j), sample_.dim), i, j);
 }
 
 void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c) {
@@ -83,11 +84,11 @@ void Similarity::make_gram() {
     const int64_t n = sample_.n;
     // Not value-initialised: every element is written below.
     std::unique_ptr<float[]> gram(new float[static_cast<size_t>(n * n)]);
-    TiledDots(sample_, kernels_, pool_).compute(0, n, true, gram.get(), [&](const Tile& tile) {
+    TiledDots(sample_, kernels_, pool_, n).compute(all_tokens(), lower_tiles(n), gram.get(), n, [&](const Tile& tile) {
         for (int64_t i = tile.i; i < tile.i_end; ++i) {
             for (int64_t j = tile.j; j < std::min(tile.j_end, i); ++j) {
                 float& value = gram[static_cast<size_t>(i * n + j)];
-                value = cosine(value, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
+                value = of_dot(value, i, j);
                 gram[static_cast<size_t>(j * n + i)] = value;
             }
         }
@@ -95,50 +96,6 @@ void Similarity::make_gram() {
     for (int64_t i = 0; i < n; ++i) gram[static_cast<size_t>(i * n + i)] = nonzero(i) ? 1.0f : 0.0f;
     count_dots(n * (n - 1) / 2);
     gram_ = std::move(gram);
-}
-
-std::vector<float> Similarity::nearest() {
-    std::vector<float> best(static_cast<size_t>(sample_.n), -std::numeric_limits<float>::infinity());
-    if (gram_fits_budget()) {
-        make_gram();
-        for (int64_t i = 0; i < sample_.n; ++i) raise_to_row(i, gram_row(i), best);
-    } else {
-        know_all_norms();
-        nearest_by_bands(best);
-    }
-    return best;
-}
-
-void Similarity::nearest_by_bands(std::vector<float>& best) {
-    constexpr int64_t kBand = 4 * kTileRows;
-    const int64_t n = sample_.n;
-    TiledDots dots(sample_, kernels_, pool_);
-    std::unique_ptr<float[]> band(new float[static_cast<size_t>(kBand * n)]);
-    for (int64_t first = 0; first < n; first += kBand) {
-        const int64_t last = std::min(first + kBand, n);
-        dots.compute(first, last, false, band.get(), [&](const Tile& tile) {
-            for (int64_t i = tile.i; i < tile.i_end; ++i) {
-                float* row = band.get() + (i - first) * n;
-                for (int64_t j = tile.j; j < tile.j_end; ++j) {
-                    row[j] = cosine(row[j], scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
-                }
-            }
-        });
-        count_dots((last - first) * n);
-        for (int64_t i = first; i < last; ++i) raise_to_row(i, band.get() + (i - first) * n, best);
-    }
-}
-
-void Similarity::raise_to_row(int64_t i, const float* row, std::vector<float>& best) {
-    if (!sample_.competes(i) || !finite(i)) return;
-    const auto raise = [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) {
-            float& value = best[static_cast<size_t>(j)];
-            value = row[j] > value ? row[j] : value;
-        }
-    };
-    raise(0, i);
-    raise(i + 1, sample_.n);
 }
 
 }  // namespace idsel::cpu

@@ -27,6 +27,11 @@ class Similarity {
     // counts that. Safe in parallel.
     float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
 
+    // The same from their dot product.
+    float of_dot(float dot, int64_t i, int64_t j) const {
+        return cosine(dot, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
+    }
+
     // c[i * kDotsStride + j] of tokens[i] with others[j], at most kDotsRows of either, which are as above except that
     // no norm of `tokens` need be known if none is. Then they are computed from the same reading; where one turns out
     // not to be finite, its c means nothing. Safe in parallel for different tokens.
@@ -38,10 +43,6 @@ class Similarity {
     bool has_gram() const { return gram_ != nullptr; }
     // c_i: of token i with all others, and with itself if it has a direction.
     const float* gram_row(int64_t i) const { return gram_.get() + i * sample_.n; }
-
-    // Per token the largest c_ij over competing finite i != j, -inf where there is none: (n,). Keeps the Gram if it
-    // fits `IDSEL_GRAM_BUDGET_BYTES`, else only a few rows at a time are in memory.
-    std::vector<float> nearest();
 
     void know_all_norms();
     // The norms of some tokens, in parallel.
@@ -66,9 +67,7 @@ class Similarity {
     void compute_norm(int64_t token);
     void set_norm(int64_t token, float square);
     float compute(int64_t i, int64_t j) const;
-    void nearest_by_bands(std::vector<float>& best);
-    // best_j = max(best_j, c_ij), j != i.
-    void raise_to_row(int64_t i, const float* row, std::vector<float>& best);
+    std::vector<int64_t> all_tokens() const;
 
     const Sample& sample_;
     const Kernels& kernels_;

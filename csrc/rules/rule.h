@@ -65,7 +65,7 @@ struct Rule {
 // contract: token rule: rules/id_selection.h+rules/rule.h
 // A rule with one number per token, its state. How state and priority of a token develop:
 //   float start(importance, nearest)    both before the first pick; `nearest` is the largest similarity to another
-//                                       token, where needs_nearest()
+//                                       token, where needs_nearest(), and no larger one gives a larger priority
 //   long long given_start()             the index of the token that has to be picked first; -1: the best one
 //   float untouched(importance)         the state before the first pick is absorbed, unless that pick raises(). It may
 //                                       differ from start(): the first pick of MMR and MaxMin is ranked by another
