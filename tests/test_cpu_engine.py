@@ -22,6 +22,7 @@ cpu = pytest.importorskip("idsel_kernels.engines.cpu")
 pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 
 RANDOM_CASES = 250
+INF = float("inf")
 
 
 @contextmanager
@@ -195,7 +196,48 @@ def test_all_paths_are_taken() -> None:
         assert run(case, 8, IDSelection())[1][0].path is cpu.Path.LAZY
         assert run(negative, 8, IDSelection(floor=None))[1][0].path is cpu.Path.LAZY_ROWS
         assert run(flat, 600, IDSelection())[1][0].path is cpu.Path.LAZY_GRAM
-        assert run(case, 8, Coverage(combine="add"))[1][0].path is cpu.Path.GRAM
+        assert run(case, 300, MaxMin())[1][0].path is cpu.Path.GRAM
+
+
+def first_of_all_pairs(case: Case, mask: torch.Tensor | None, weighted: bool) -> tuple[int, float]:
+    """The first pick of `MaxMin` and its priority in float64, from the whole Gram."""
+    x, weight = case.features[0].double(), case.importance[0] if weighted else torch.ones(case.features.shape[1])
+    there = x.isfinite().all(-1) if mask is None else mask[0] & x.isfinite().all(-1)
+    unit = torch.nn.functional.normalize(x.nan_to_num(), dim=-1)
+    others = (unit @ unit.T).masked_fill(~there, -INF).fill_diagonal_(-INF)
+    priorities = torch.where(weight > 0, weight * (1 - others.amax(1)), 0.0).masked_fill(~there, -INF)
+    return int(priorities.argmax()), float(priorities.max())
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("dim", [16, 1024])
+@pytest.mark.parametrize("tokens", [1, 2, 23, 24, 25, 47, 49, 71, 73, 767, 769, 1700])
+def test_the_first_pick_by_bounds_is_that_of_all_pairs(tokens: int, dim: int, weighted: bool) -> None:
+    """Where similarities are exact, so that ties are, and some tokens are copies, zero, unusable or masked."""
+    case, generator = exact(1, tokens, dim, seed=tokens + dim), torch.Generator().manual_seed(tokens)
+
+    def some(count: int) -> torch.Tensor:
+        return torch.randint(tokens, (count,), generator=generator)
+
+    case.features[0, some(tokens // 3)] = case.features[0, tokens // 2].clone()
+    case.features[0, some(tokens // 20)] = 0.0
+    case.features[0, some(tokens // 30), 0] = float("nan")
+    case.features[0, -1] = 1.0
+    masks = [None, torch.rand((1, tokens), generator=generator) < 0.7, torch.arange(tokens)[None] >= tokens - 2]
+    masks[1][0, -1] = True
+    for mask, count in itertools.product(masks, (1, 2)):
+        with threads(count):
+            sel, stats = run(case, 1, MaxMin(weighted=weighted), mask=mask)
+        assert (sel.indices.item(), sel.scores.item()) == first_of_all_pairs(case, mask, weighted)
+        assert stats[0].similarities <= tokens * (tokens - 1)
+
+
+def test_the_first_pick_by_bounds_needs_few_pairs() -> None:
+    for tokens in (576, 2880):
+        case = clustered(1, tokens, 64)
+        pairs = tokens * (tokens - 1) // 2
+        assert run(case, 1, MaxMin())[1][0].similarities < 0.4 * pairs
+        assert run(case, 1, MaxMin(weighted=True))[1][0].similarities < 0.2 * pairs
 
 
 def test_few_picks_need_few_similarities() -> None:

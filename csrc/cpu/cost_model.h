@@ -17,7 +17,9 @@ struct Costs {
     static constexpr double kSearch = 30.0;
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 8.0 + 0.042 * static_cast<double>(dim); }
-    // One token in a step of the dense loop over a Gram.
+    // What a search for the nearest token of each does with one of them.
+    static constexpr double kCompare = 2.0;
+    // One token in a step of a loop over a Gram.
     static constexpr double kStep = 8.0;
 };
 
@@ -52,6 +54,13 @@ class CostModel {
     void count_pick(int64_t evaluations) {
         const auto fresh = static_cast<double>(evaluations);
         rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
+    }
+    // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
+    // experience the search computes two fifths of it, and then a pick brings half of the tokens up to date.
+    bool gram_pays_at_once(double picks) const {
+        const double search = 0.4 * n_ * n_ / 2 * (Costs::gram(dim_) + Costs::kCompare) / threads_;
+        const double pick = n_ / 2 * (Costs::kSearch + Costs::on_demand(dim_) / threads_);
+        return gram_fits_ && search + picks * pick > gram_cost() + picks * n_ / 2 * Costs::kStep;
     }
     // Whether `picks` more picks at the present rate cost more than the Gram and its look-ups. Rows of it never cost
     // less than laziness, which computes some of the same similarities.

@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "cpu/at_once.h"
-#include "cpu/cost_model.h"
 
 namespace idsel::cpu {
 namespace {
@@ -48,8 +47,7 @@ class FreeTokens {
     void compare_with(const int64_t* pivots, int64_t pivot_count) {
         const int64_t dots = count() * pivot_count, tiles = (count() + kDotsRows - 1) / kDotsRows;
         Similarity& similarity = run_.similarity;
-        CostModel cost_model(run_.sample.n, run_.sample.dim, similarity.pool().threads(), false);
-        const bool shared = cost_model.sharing_pays(dots, similarity.pool().started());
+        const bool shared = cost_model(run_).sharing_pays(dots, similarity.pool().started());
         similarity.pool().parallel_for(tiles, shared ? 16 : tiles, [&](int64_t begin, int64_t end) {
             for (int64_t at = begin * kDotsRows; at < std::min(end * kDotsRows, count()); at += kDotsRows) {
                 compare_tile(&tokens_[static_cast<size_t>(at)], std::min(kDotsRows, count() - at), pivots, pivot_count);

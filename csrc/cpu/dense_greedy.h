@@ -38,10 +38,8 @@ template <class Model>
 void prepare_source(Model& model, Run& run) {
     Similarity& similarity = run.similarity;
     if (!similarity.has_gram()) {
-        const CostModel cost_model(run.sample.n, run.sample.dim, similarity.pool().threads(),
-                                   similarity.gram_fits_budget());
-        const bool gram = cost_model.gram_beats_rows(static_cast<double>(run.remaining()),
-                                                     static_cast<double>(stale_pairs(model, run)));
+        const bool gram = cost_model(run).gram_beats_rows(static_cast<double>(run.remaining()),
+                                                          static_cast<double>(stale_pairs(model, run)));
         if (gram) similarity.make_gram();
         run.path = gram ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_LAZY_ROWS;
     }

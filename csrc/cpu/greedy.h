@@ -20,6 +20,7 @@
 //   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
 //   bool kDense             whether the dense path may be less work
+//   bool kLazyOverGram      if so, whether laziness still pays where similarities are looked up
 //   int64_t missing(j)      picks that j has not absorbed and could
 // clang-format on
 #pragma once
@@ -58,6 +59,11 @@ struct Run {
     int64_t lazy_picks = 0;
     int32_t path = IDSEL_PATH_LAZY;
 };
+
+inline CostModel cost_model(const Run& run) {
+    const Similarity& similarity = run.similarity;
+    return {run.sample.n, run.sample.dim, similarity.pool().threads(), similarity.gram_fits_budget()};
+}
 
 // The rest: those without a priority by importance, then those that do not take part by index.
 void take_rest(Run& run);

@@ -57,6 +57,7 @@ class HistoryModel {
     }
 
     static constexpr bool kDense = true;
+    static constexpr bool kLazyOverGram = false;  // a token absorbs a pick by a product of two rows of history
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
 
   private:

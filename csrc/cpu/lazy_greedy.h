@@ -20,7 +20,7 @@ class LazyLoop {
           run_(run),
           advance_(model, run),
           argmax_(run.sample.n),
-          cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), run.similarity.gram_fits_budget()),
+          cost_model_(cost_model(run)),
           few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1),
           counted_(run.similarity.dots()) {}
 
@@ -152,8 +152,18 @@ class LazyLoop {
         looked_ = 0;
         exact_ = kNoKey;
         exact_token_ = 0;
-        return run_.similarity.has_gram() || !Model::kDense ||
-               !cost_model_.gram_pays(static_cast<double>(run_.remaining()));
+        if constexpr (Model::kDense) return run_.similarity.has_gram() || stays_lazy();
+        return true;
+    }
+
+    // False if the dense path should go on. Computes the Gram where that pays.
+    bool stays_lazy() {
+        const auto remaining = static_cast<double>(run_.remaining());
+        if (!cost_model_.gram_pays(remaining)) return true;
+        if (!cost_model_.gram_beats_rows(remaining, static_cast<double>(stale_pairs(model_, run_)))) return false;
+        run_.similarity.make_gram();
+        run_.path = IDSEL_PATH_LAZY_GRAM;
+        return Model::kLazyOverGram;
     }
 
     Model& model_;

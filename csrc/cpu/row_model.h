@@ -71,6 +71,7 @@ class RowModel {
     }
 
     static constexpr bool kDense = true;
+    static constexpr bool kLazyOverGram = true;
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
   private:
@@ -105,6 +106,10 @@ class RowModel {
     // The first pick, with its state, where that depends on the nearest token.
     int64_t most_distant() {
         const auto priority = [this](int64_t j, float similarity) { return rule_.start(importance(j), similarity); };
+        if (cost_model(run_).gram_pays_at_once(static_cast<double>(run_.remaining()))) {
+            run_.similarity.make_gram();
+            run_.path = IDSEL_PATH_GRAM;
+        }
         const auto [token, nearest] = best_by_nearest(run_, priority);
         if (token < run_.sample.n) state(token) = priority(token, nearest);
         return token;

@@ -51,9 +51,10 @@ class Similarity {
 
     int64_t dots() const { return dots_; }
     int64_t norms_known() const { return sample_.n - std::count(norms_.begin(), norms_.end(), kUnknown); }
-    void count_dots(int64_t dots) { dots_ += dots; }
+    // Similarities that were not looked up.
+    void count_dots(int64_t dots) { dots_ += has_gram() ? 0 : dots; }
 
-    ThreadPool& pool() { return pool_; }
+    ThreadPool& pool() const { return pool_; }
     const Kernels& kernels() const { return kernels_; }
     const Sample& sample() const { return sample_; }
 
