@@ -232,6 +232,18 @@ def test_the_first_pick_by_bounds_is_that_of_all_pairs(tokens: int, dim: int, we
         assert stats[0].similarities <= tokens * (tokens - 1)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_first_pick_by_bounds_meets_tokens_that_were_given_up_before(weighted: bool) -> None:
+    """In few dimensions the nearest token of a late one is often one of those."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        case = Case(torch.randn((1, 60 + 9 * seed, 3), generator=generator), torch.rand((1, 60 + 9 * seed)) + 0.5)
+        sel, _ = run(case, 1, MaxMin(weighted=weighted))
+        best, priority = first_of_all_pairs(case, None, weighted)
+        assert sel.indices.item() == best
+        assert sel.scores.item() == pytest.approx(priority, abs=1e-6)
+
+
 def test_the_first_pick_by_bounds_needs_few_pairs() -> None:
     for tokens in (576, 2880):
         case = clustered(1, tokens, 64)
