@@ -28,7 +28,7 @@ class ChannelModel {
     int64_t progress(int64_t) const { return 0; }
     int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
-    static constexpr bool kDense = false;  // a pick asks for few gains
+    static constexpr Dense kDense = Dense::kNever;  // a pick asks for few gains
     int64_t missing(int64_t) const { return 0; }
 
   private:

@@ -33,7 +33,7 @@ class CoverageModel {
     int64_t progress(int64_t) const { return 0; }
     int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
-    static constexpr bool kDense = false;  // decided in advance(), where the rows are computed
+    static constexpr Dense kDense = Dense::kNever;  // advance(), which computes rows, decides on the Gram
     int64_t missing(int64_t) const { return 0; }
 
   private:

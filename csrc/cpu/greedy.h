@@ -19,8 +19,7 @@
 //                           or there is a Gram
 //   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
-//   bool kDense             whether the dense path may be less work
-//   bool kLazyOverGram      if so, whether laziness still pays where similarities are looked up
+//   Dense kDense            where bringing every token up to date with every pick may be less work
 //   int64_t missing(j)      picks that j has not absorbed and could
 // clang-format on
 #pragma once
@@ -36,6 +35,8 @@
 #include "cpu/similarity.h"
 
 namespace idsel::cpu {
+
+enum class Dense { kNever, kOverRows, kOverRowsAndGram };
 
 // The picks of a sample so far, and the tokens left.
 struct Run {

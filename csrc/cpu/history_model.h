@@ -56,8 +56,7 @@ class HistoryModel {
         return true;
     }
 
-    static constexpr bool kDense = true;
-    static constexpr bool kLazyOverGram = false;  // a token absorbs a pick by a product of two rows of history
+    static constexpr Dense kDense = Dense::kOverRowsAndGram;  // histories are read whatever else is looked up
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
 
   private:

@@ -152,8 +152,7 @@ class LazyLoop {
         looked_ = 0;
         exact_ = kNoKey;
         exact_token_ = 0;
-        if constexpr (Model::kDense) return run_.similarity.has_gram() || stays_lazy();
-        return true;
+        return Model::kDense == Dense::kNever || run_.similarity.has_gram() || stays_lazy();
     }
 
     // False if the dense path should go on. Computes the Gram where that pays.
@@ -163,7 +162,7 @@ class LazyLoop {
         if (!cost_model_.gram_beats_rows(remaining, static_cast<double>(stale_pairs(model_, run_)))) return false;
         run_.similarity.make_gram();
         run_.path = IDSEL_PATH_LAZY_GRAM;
-        return Model::kLazyOverGram;
+        return Model::kDense == Dense::kOverRows;
     }
 
     Model& model_;

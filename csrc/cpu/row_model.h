@@ -70,8 +70,7 @@ class RowModel {
         return !raised_;
     }
 
-    static constexpr bool kDense = true;
-    static constexpr bool kLazyOverGram = true;
+    static constexpr Dense kDense = Dense::kOverRows;
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
   private:
