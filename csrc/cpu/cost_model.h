@@ -56,12 +56,14 @@ class CostModel {
         rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
     }
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
-    // experience the search computes two fifths of it, and then a pick brings half of the tokens up to date.
+    // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {
-        const double search = 0.4 * n_ * n_ / 2 * (Costs::gram(dim_) + Costs::kCompare) / threads_;
         const double pick = n_ / 2 * (Costs::kSearch + Costs::on_demand(dim_) / threads_);
-        return gram_fits_ && search + picks * pick > gram_cost() + picks * n_ / 2 * Costs::kStep;
+        return gram_fits_ && nearest_cost() / threads_ + picks * pick > gram_cost() + picks * n_ / 2 * Costs::kStep;
     }
+    // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
+    // that follow, too: right after an operation of torch's that costs more than it saves, unless there is much to do.
+    bool sharing_nearest_pays() const { return nearest_cost() > 16 * kAlone; }
     // Whether `picks` more picks at the present rate cost more than the Gram and its look-ups. Rows of it never cost
     // less than laziness, which computes some of the same similarities.
     bool gram_pays(double picks) const {
@@ -71,6 +73,9 @@ class CostModel {
 
   private:
     static constexpr double kAlone = 2e6;
+
+    // Of one thread. By experience bounds leave two fifths of the pairs.
+    double nearest_cost() const { return 0.4 * n_ * n_ / 2 * (Costs::gram(dim_) + Costs::kCompare); }
 
     double n_;
     int64_t dim_;

@@ -16,7 +16,6 @@ using Tokens = std::vector<int64_t>;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 Tokens tokens_that_take_part(Run& run) {
-    run.similarity.know_all_norms();
     Tokens tokens;
     for (int64_t j = 0; j < run.sample.n; ++j) {
         if (run.competes(j) && run.similarity.finite(j)) tokens.push_back(j);
@@ -54,13 +53,13 @@ void remove_if(Tokens& tokens, const Condition& condition) {
 // then met all others but those that were closed before its turn and are no columns yet.
 class NearestSearch {
   public:
-    NearestSearch(Run& run, const Priority& priority)
+    NearestSearch(Run& run, const Priority& priority, ThreadPool& pool)
         : run_(run),
           priority_(priority),
           open_(tokens_that_take_part(run)),
           nearest_(static_cast<size_t>(run.sample.n), kNone),
           best_{run.sample.n, kNone},
-          dots_(run.sample, run.similarity.kernels(), run.similarity.pool(), kColumns + most_rows()),
+          dots_(run.sample, run.similarity.kernels(), pool, kColumns + most_rows()),
           c_(static_cast<size_t>(most_rows() * kColumns)) {}
 
     Nearest find() {
@@ -198,7 +197,10 @@ class NearestSearch {
 }  // namespace
 
 Nearest best_by_nearest(Run& run, const std::function<float(int64_t token, float similarity)>& priority) {
-    return run.similarity.has_gram() ? best_over_gram(run, priority) : NearestSearch(run, priority).find();
+    if (run.similarity.has_gram()) return best_over_gram(run, priority);
+    ThreadPool alone(1);
+    const bool shared = cost_model(run).sharing_nearest_pays();
+    return NearestSearch(run, priority, shared ? run.similarity.pool() : alone).find();
 }
 
 }  // namespace idsel::cpu
