@@ -173,8 +173,10 @@ void run(Call& call) {
     for (int64_t b = 0; b < a.batch; ++b) {
         const int64_t n = call.offsets.empty() ? a.tokens : a.cu_seqlens[b + 1] - a.cu_seqlens[b];
         const int64_t first = call.offsets.empty() ? b * a.tokens : a.cu_seqlens[b];
-        int64_t selectable = n;
-        if (a.mask != nullptr) selectable = std::count(a.mask + first, a.mask + first + n, 1);
+        // DART's text is no token.
+        const int64_t tokens = a.rule == 9 ? std::max<int64_t>(0, n - static_cast<int64_t>(call.params[1])) : n;
+        int64_t selectable = tokens;
+        if (a.mask != nullptr) selectable = std::count(a.mask + first, a.mask + first + tokens, 1);
         const int64_t wanted = std::min(selectable, call.k[call.k.size() == 1 ? 0 : static_cast<size_t>(b)]);
         std::vector<uint8_t> taken(static_cast<size_t>(n));
         for (int64_t step = 0; step < a.k_max; ++step) {
@@ -183,7 +185,7 @@ void run(Call& call) {
                 CHECK(token == -1 && a.scores[b * a.k_max + step] == -kInf);
                 continue;
             }
-            CHECK(token >= 0 && token < n && !taken[static_cast<size_t>(token)]);
+            CHECK(token >= 0 && token < tokens && !taken[static_cast<size_t>(token)]);
             CHECK(a.mask == nullptr || a.mask[first + token] == 1);
             CHECK(!std::isnan(a.scores[b * a.k_max + step]));
             taken[static_cast<size_t>(token)] = 1;
