@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from . import calls, checks, dispatch, ops
 from .counts import Count, resolve
+from .given import as_tokens
 from .problem import Inputs, Problem
 from .rules import (
     DART,
@@ -56,6 +57,7 @@ class Options(TypedDict, total=False):
     mask: torch.Tensor | None
     cu_seqlens: torch.Tensor | None
     grids: torch.Tensor | None
+    given: torch.Tensor | None
     sort: bool
     backend: str | None
     validate: bool
@@ -72,6 +74,7 @@ def select(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
     validate: bool = False,
@@ -106,6 +109,13 @@ def select(
             and width of the grid on which the tokens of each sample lie, row by row, in place of the rule's `grid`. On
             a CPU and with `validate` a grid whose cells are not as many as the sample's tokens raises, else a width
             below 1 is no grid. int32 saves a conversion.
+        given: tokens that are picked already, in this order: they are the first picks, and what follows is as if the
+            rule had picked them. (B, M) int32 or int64 on the device of features, (M,) with (N, D) features; indices
+            count from the start of the sample, and -1 says that there are fewer. Or a bool mask shaped like
+            importance: its tokens in index order. k counts them, so of more than k the first k are returned. The
+            score of such a pick is the priority that it had by then. One that does not take part (masked, unusable)
+            is no first pick; on a CPU and with `validate` one that is masked, beyond the sample or named twice raises.
+            Not for `Elimination` and `DART`.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
         validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
@@ -133,20 +143,23 @@ def select(
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
         >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5])).indices
         tensor([[0, 2]])
+        >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5]), given=torch.tensor([2])).indices
+        tensor([[2, 0]])
     """
     key = None
     is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
-    tensors = features, importance, mask, cu_seqlens, grids
-    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(*tensors):
-        given = Inputs(features, importance, mask, cu_seqlens, None, grids)
-        key, call = calls.find(given, rule, plain_k, sort, backend)
+    tensors = features, importance, mask, cu_seqlens, grids, given
+    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(*tensors) and not _is_mask(given):
+        raw = Inputs(features, importance, mask, cu_seqlens, None, grids, given)
+        key, call = calls.find(raw, rule, plain_k, sort, backend)
         if call is not None:
-            return Selection(*call.run(given))
+            return Selection(*call.run(raw))
     inputs, counts, rule = prepare(
         *(features, k, rule, importance, mask, cu_seqlens, sort, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
+        given=given,
     )
     return run(inputs, counts, rule, sort, backend, validate, key)
 
@@ -167,10 +180,11 @@ def run(
     """
     checks.check_flag("validate", validate)
     if must_trace(*inputs):
-        features, *companions, device_counts, grids = inputs
+        features, *companions, device_counts, grids, given = inputs
         rule_id, params = rule.encode()
         options = sort, backend, validate
-        return Selection(*ops.select(features, counts, rule_id, params, *companions, *options, device_counts, grids))
+        more = device_counts, grids, given
+        return Selection(*ops.select(features, counts, rule_id, params, *companions, *options, *more))
     return Selection(*calls.run(inputs, rule, counts, sort, backend, validate, key))
 
 
@@ -185,14 +199,15 @@ def explain(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> dispatch.Explanation:
     """Says which engine and algorithm `select` would use for the same arguments, and why; runs nothing.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, sort, backend: as for `select`; no
-            values are read.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, sort, backend: as for
+            `select`; no values are read.
 
     Returns:
         An `Explanation`; print it.
@@ -210,6 +225,7 @@ def explain(
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
+        given=given,
     )
     return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort), backend)
 
@@ -227,6 +243,7 @@ def prepare(
     keep_ratio: float | None = None,
     k_max: int | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> tuple[Inputs, list[int], Rule]:
     """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name."""
     rule = by_name(rule)() if isinstance(rule, str) else rule
@@ -235,13 +252,19 @@ def prepare(
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
     batched = cu_seqlens is not None or not _is_strided(features) or features.dim() != 2
-    inputs = Inputs(features, importance, mask, cu_seqlens, grids=grids)
+    inputs = Inputs(features, importance, mask, cu_seqlens, grids=grids, given=given)
     if not batched:
-        inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask), grids=grids)
+        importance, mask, given = (_with_batch_axis(t) for t in (importance, mask, given))
+        inputs = Inputs(features.unsqueeze(0), importance, mask, grids=grids, given=given)
     checks.check_inputs(inputs, rule, batched)
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch, rule.rows_aside)
+    inputs = as_tokens(inputs, max(counts))
     return inputs if device_counts is None else inputs._replace(counts=device_counts), counts, rule
+
+
+def _is_mask(given: Any) -> bool:
+    return isinstance(given, torch.Tensor) and given.dtype is torch.bool
 
 
 def _is_strided(value: object) -> bool:

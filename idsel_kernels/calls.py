@@ -44,14 +44,15 @@ def layout_of(
     cu_seqlens: torch.Tensor | None,
     counts: torch.Tensor | None,
     grids: torch.Tensor | None,
+    given: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """All that a call depends on in its tensors but for their values and where they lie."""
     layout: tuple[Any, ...] = (features.shape, features.stride(), features.dtype, features.device)
     if importance is not None:
         layout += (importance.shape, importance.stride(), importance.dtype, importance.device)
-    if mask is None and cu_seqlens is None and counts is None and grids is None:
+    if mask is None and cu_seqlens is None and counts is None and grids is None and given is None:
         return layout
-    for tensor in (mask, cu_seqlens, counts, grids):
+    for tensor in (mask, cu_seqlens, counts, grids, given):
         layout += (None,) if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
     return layout
 
@@ -126,5 +127,5 @@ def make(inputs: Inputs, rule: Rule, k: list[int], sort: bool, backend: str | No
 
 def reads_values(inputs: Inputs) -> bool:
     """Whether something about the call is in values that lie on the host."""
-    of_samples = inputs.cu_seqlens, inputs.counts, inputs.grids
+    of_samples = inputs.cu_seqlens, inputs.counts, inputs.grids, inputs.given
     return inputs.features.device.type == "cpu" and any(tensor is not None for tensor in of_samples)

@@ -49,7 +49,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
 
     `batched` False words the messages for features given as (N, D).
     """
-    features, importance, mask, cu_seqlens, _counts, grids = inputs
+    features, importance, mask, cu_seqlens, _counts, grids, given = inputs
     _check_features(features, cu_seqlens, batched)
     if importance is not None:
         _check_companion("importance", importance, features, cu_seqlens, batched)
@@ -67,8 +67,11 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
     if cu_seqlens is None:
         _check_rule_fits(rule, features.shape[-2])
     _check_has_grid(rule, grids)
+    batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if grids is not None:
-        _check_grids(grids, features, features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1)
+        _check_grids(grids, features, batch)
+    if given is not None:
+        _check_given(given, rule, inputs, batch, batched)
 
 
 def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
@@ -356,7 +359,7 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
 
 
 def _check_values_of_samples(problem: Problem, inputs: Inputs) -> None:
-    """Values of `cu_seqlens`, `k` and `grids`."""
+    """Values of `cu_seqlens`, `k`, `grids` and `given`."""
     lengths = [problem.tokens] * problem.batch
     if inputs.cu_seqlens is not None:
         offsets = inputs.cu_seqlens.tolist()
@@ -368,6 +371,8 @@ def _check_values_of_samples(problem: Problem, inputs: Inputs) -> None:
         check_counts(inputs.counts, problem.k_max)
     if inputs.grids is not None:
         _check_sides(inputs.grids, lengths)
+    if inputs.given is not None:
+        _check_tokens_given(inputs, lengths)
 
 
 def _check_sides(grids: torch.Tensor, lengths: list[int]) -> None:
@@ -377,6 +382,41 @@ def _check_sides(grids: torch.Tensor, lengths: list[int]) -> None:
             raise ValueError(f"grids[{sample}] must be >= 0, got {height} x {width}")
         if tokens and height * width != tokens:
             raise ValueError(f"grids[{sample}] must have N = {tokens} cells, got {height} x {width}")
+
+
+def _check_given(given: Any, rule: Rule, inputs: Inputs, batch: int, batched: bool) -> None:
+    if not rule.is_greedy:
+        raise ValueError(f"given goes with rules that pick one by one, got it with {type(rule).__name__}")
+    check_tensor("given", given)
+    if given.dtype is torch.bool:
+        _check_companion("given", given, inputs.features, inputs.cu_seqlens, batched)
+        return
+    if given.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"given must be torch.int32 or torch.int64, or a mask in torch.bool, got {given.dtype}")
+    if given.dim() != 2 or given.shape[0] != batch:
+        axes, got = (f"(B, M) with B = {batch}", _shape(given)) if batched else ("(M,)", _shape(given)[1:])
+        raise ValueError(f"given must be {axes}, or a mask in torch.bool, got shape {got}")
+    _check_device("given", given, inputs.features)
+
+
+def _check_tokens_given(inputs: Inputs, lengths: list[int]) -> None:
+    """Values of `given`: tokens of the sample, each once."""
+    assert inputs.given is not None
+    mask = None if inputs.mask is None else inputs.mask.flatten()
+    first = 0
+    for sample, (tokens, length) in enumerate(zip(inputs.given.view(len(lengths), -1).tolist(), lengths, strict=True)):
+        seen = set()
+        for token in tokens:
+            if token < 0:
+                continue
+            if token >= length:
+                raise ValueError(f"given[{sample}] must be < N = {length}, got {token}")
+            if token in seen:
+                raise ValueError(f"given[{sample}] must name a token once, got {token} twice")
+            if mask is not None and not mask[first + token]:
+                raise ValueError(f"given[{sample}] must not be masked, got {token}, which is")
+            seen.add(token)
+        first += length
 
 
 def form_of(tensor: torch.Tensor | None) -> Form | None:

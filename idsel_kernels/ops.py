@@ -14,6 +14,7 @@ import torch
 from . import calls, checks, dispatch
 from .combine import combine, weight_dtype
 from .counts import device_counts, host_counts
+from .given import as_tokens
 from .problem import Inputs
 from .rules import decode
 from .selection import gather_rows
@@ -23,7 +24,7 @@ __all__ = ["merge", "select"]
 _SCHEMA = (
     "select(Tensor features, SymInt[] k, int rule_id, float[] params, Tensor? importance=None, "
     "Tensor? mask=None, Tensor? cu_seqlens=None, bool sort=False, str? backend=None, bool validate=False, "
-    "Tensor? counts=None, Tensor? grids=None)"
+    "Tensor? counts=None, Tensor? grids=None, Tensor? given=None)"
     " -> (Tensor indices, Tensor scores)"
 )
 
@@ -45,9 +46,10 @@ def _select(
     validate: bool = False,
     counts: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks again: a compiled graph meets new tensors, and the operator can be called without the public function."""
-    inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts, grids), decode(rule_id, params)
+    inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts, grids, given), decode(rule_id, params)
     checks.check_inputs(inputs, rule)
     if cu_seqlens is None and features.dim() != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
@@ -57,7 +59,7 @@ def _select(
     if counts is not None:
         inputs = inputs._replace(counts=device_counts(counts, inputs, batch))
     k = host_counts(k[0] if len(k) == 1 else list(k), batch)
-    return calls.run(inputs, rule, k, sort, backend, validate)
+    return calls.run(as_tokens(inputs, max(k)), rule, k, sort, backend, validate)
 
 
 def _select_fake(
@@ -73,6 +75,7 @@ def _select_fake(
     validate: bool = False,
     counts: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     width = k[0] if len(k) == 1 else max(k)

@@ -65,14 +65,15 @@ class Plan:
         mask: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
         grids: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
         k: torch.Tensor | None = None,
         out: Outputs | None = None,
     ) -> Selection:
         """Selects, on the current stream of the tensors' device, which nothing waits for.
 
         Args:
-            features, importance, mask, cu_seqlens, grids: as `plan` was given them: of the same shapes, dtypes and
-                device, and those that it was not given not either. Values and strides are free.
+            features, importance, mask, cu_seqlens, grids, given: as `plan` had them: of the same shapes, dtypes and
+                device, and those that it did not have not either. Values and strides are free.
             k: where a tensor was planned: another one like it. None: that one, with the values that it has by now.
             out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example. None:
                 those of the plan, `plan.out`, which the next run overwrites.
@@ -91,25 +92,26 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
-        if must_trace(features, importance, mask, cu_seqlens, grids, k if isinstance(k, torch.Tensor) else None):
-            return self._traced(Inputs(features, importance, mask, cu_seqlens, None, grids), k, out)
+        tensors = features, importance, mask, cu_seqlens, grids, given
+        if must_trace(*tensors, k if isinstance(k, torch.Tensor) else None):
+            return self._traced(Inputs(*tensors[:4], None, grids, given), k, out)
         counts = self._counts
         if k is not None or self._recounts:
-            counts = self._counted(Inputs(features, importance, mask, cu_seqlens, None, grids), k)
+            counts = self._counted(Inputs(*tensors[:4], None, grids, given), k)
         try:
-            launcher = self._launchers.get(calls.layout_of(features, importance, mask, cu_seqlens, counts, grids))
+            launcher = self._launchers.get(calls.layout_of(*tensors[:4], counts, grids, given))
         except RuntimeError:  # a tensor without strides
             launcher = None
         if launcher is None:
-            launcher = self._fitted(Inputs(features, importance, mask, cu_seqlens, counts, grids))
+            launcher = self._fitted(Inputs(features, importance, mask, cu_seqlens, counts, grids, given))
         if self._reads_values:
-            inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids)
+            inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids, given)
             checks.check_values(self._problem, inputs, validate=False)
         if out is None:
-            launcher(features, importance, mask, cu_seqlens, counts, grids, self.out)
+            launcher(features, importance, mask, cu_seqlens, counts, grids, given, self.out)
             return self.out
         checks.check_out(out, self.out)
-        return Selection(*launcher(features, importance, mask, cu_seqlens, counts, grids, out))
+        return Selection(*launcher(features, importance, mask, cu_seqlens, counts, grids, given, out))
 
     def _prepared(self, given: Inputs, backend: str | None = None) -> tuple[Inputs, list[int], Rule]:
         return api.prepare(**_without_counts(given), backend=backend, **self._options)
@@ -145,8 +147,7 @@ class Plan:
 
 def _without_counts(given: Inputs) -> dict[str, Any]:
     """The tensors that `select` takes under their names here."""
-    features, importance, mask, cu_seqlens, _counts, grids = given
-    return {"features": features, "importance": importance, "mask": mask, "cu_seqlens": cu_seqlens, "grids": grids}
+    return {name: tensor for name, tensor in given._asdict().items() if name != "counts"}
 
 
 def plan(
@@ -160,6 +161,7 @@ def plan(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> Plan:
@@ -170,9 +172,9 @@ def plan(
     for the current stream of a GPU, so that its runs may be on any, and has to be made outside of a capture.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, sort, backend: as for `select`.
-            Tensors tell their shape, dtype and device: none but k is kept, and no values are read. The backend is
-            chosen now, `use_backend` and `IDSEL_BACKEND` included.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, sort, backend: as for
+            `select`, except that `given` has to hold indices. Tensors tell their shape, dtype and device: none but k is
+            kept, and no values are read. The backend is chosen now, `use_backend` and `IDSEL_BACKEND` included.
 
     Returns:
         A `Plan`.
@@ -193,5 +195,7 @@ def plan(
         Traceback (most recent call last):
         ValueError: features must be (3, 3) torch.float32 on cpu, as planned, got (4, 4) torch.float32 on cpu
     """
-    given = Inputs(features, importance, mask, cu_seqlens, grids=grids)
-    return Plan(given, backend, k=k, rule=rule, keep_ratio=keep_ratio, k_max=k_max, sort=sort)
+    tensors = Inputs(features, importance, mask, cu_seqlens, grids=grids, given=given)
+    if isinstance(given, torch.Tensor) and given.dtype is torch.bool:
+        raise TypeError("given must be torch.int32 or torch.int64 in a plan, got torch.bool")
+    return Plan(tensors, backend, k=k, rule=rule, keep_ratio=keep_ratio, k_max=k_max, sort=sort)

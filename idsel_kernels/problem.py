@@ -16,7 +16,8 @@ class Inputs(NamedTuple):
 
     Dense: features (B, N, D), importance (B, N), mask (B, N). Ragged: features (T, D), importance (T,), mask (T,)
     and cu_seqlens (B+1,) int32 or int64, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1]. `counts` (B,) int32
-    or int64 is a k that lies on the device; `grids` (B, 2) int32 or int64 has height and width of each sample's grid.
+    or int64 is a k that lies on the device; `grids` (B, 2) int32 or int64 has height and width of each sample's grid;
+    `given` (B, M) int32 or int64 are the tokens to begin with, negative where there are fewer.
     """
 
     features: torch.Tensor
@@ -25,13 +26,15 @@ class Inputs(NamedTuple):
     cu_seqlens: torch.Tensor | None = None
     counts: torch.Tensor | None = None
     grids: torch.Tensor | None = None
+    given: torch.Tensor | None = None
 
 
 class Problem(NamedTuple):
     """Frozen description of one call; a tuple, because a frozen dataclass takes 2 µs longer to make.
 
     `tokens` is N of a dense batch and the total T of a ragged one. `k` holds one count for all samples, or one per
-    sample; where the counts lie on the device, their upper bound. Outputs are as wide as the largest count, or `width`.
+    sample; where the counts lie on the device, their upper bound. `given` is how many tokens a sample may begin with.
+    Outputs are as wide as the largest count, or `width`.
     """
 
     rule: Rule
@@ -46,12 +49,13 @@ class Problem(NamedTuple):
     has_mask: bool = False
     has_counts: bool = False
     has_grids: bool = False
+    given: int = 0
     sort: bool = False
     width: int | None = None
 
     @classmethod
     def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
-        features, importance, mask, cu_seqlens, counts, grids = inputs
+        features, importance, mask, cu_seqlens, counts, grids, given = inputs
         ragged = cu_seqlens is not None
         return cls(
             rule=rule,
@@ -66,6 +70,7 @@ class Problem(NamedTuple):
             has_mask=mask is not None,
             has_counts=counts is not None,
             has_grids=grids is not None,
+            given=0 if given is None else given.shape[1],
             sort=sort,
         )
 

@@ -97,6 +97,7 @@ def prune(
     mask: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     order: Literal["raster", "pick"] = "raster",
     position_ids: torch.Tensor | None = None,
     protect: torch.Tensor | None = None,
@@ -113,7 +114,7 @@ def prune(
     Args:
         hidden: (B, N, C) or (N, C), or (T, C) with `cu_seqlens`; any dtype and strides: what is cut. Gradients flow
             to it.
-        k, keep_ratio, k_max, rule, importance, mask, cu_seqlens, grids, backend, validate: as for `select`.
+        k, keep_ratio, k_max, rule, importance, mask, cu_seqlens, grids, given, backend, validate: as for `select`.
         features: (B, N, D) or (N, D) or (T, D): what is compared, `hidden` unless given. Tokens may so be chosen by
             their CLIP features and cut from the projected ones.
         order: of the kept tokens, "raster" as they stood, "pick" as they were picked.
@@ -169,6 +170,7 @@ def prune(
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
+        given=given,
     )
     if hidden.dim() == 2 and cu_seqlens is None:
         hidden = hidden[None]
@@ -278,7 +280,7 @@ def _around(
     protect: torch.Tensor, inputs: Inputs, counts: list[int], rule: Rule, backend: str | None, validate: bool
 ) -> Selection:
     """The protected tokens, then what the rule picks among the others until there are k."""
-    features, _importance, mask, cu_seqlens, device_counts, _grids = inputs
+    features, _importance, mask, cu_seqlens, device_counts, *_ = inputs
     width, device = max(counts), features.device
     protected = protect if mask is None else protect & mask
     if cu_seqlens is None:

@@ -20,6 +20,7 @@ from .engines.reference import (
     Batch,
     RuleState,
     Standing,
+    first_picks,
     reference_select,
     rule_state,
     standing,
@@ -131,12 +132,13 @@ def check_selection(
     cu_seqlens: torch.Tensor | None = None,
     k: Count | None = None,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> SelectionReport:
     """Replays the picks in float64 on the CPU and reports how good each was.
 
     Args:
         sel: the selection, in pick order (not sorted).
-        features, rule, importance, mask, cu_seqlens, grids: as they were given to `select`.
+        features, rule, importance, mask, cu_seqlens, grids, given: as for `select`.
         k: as given to `select`, where it was a list or a tensor; otherwise the width of `sel` tells.
 
     Returns:
@@ -157,7 +159,7 @@ def check_selection(
         raise TypeError(f"sel.indices must be torch.int64, got {indices.dtype}")
     width = indices.shape[-1]
     k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
-    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, grids)
+    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, grids=grids, given=given)
     if not rule.is_greedy:
         name = type(rule).__name__
         raise ValueError(f"rule must pick one by one to be replayed, got {name}; compare with idsel.testing.oracle")
@@ -183,13 +185,14 @@ def oracle(
     sort: bool = False,
     *,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     gram: str = "auto",
 ) -> Selection:
     """The reference selection in a precision of choice: float64 unless told, where `select` computes in float32.
 
     Args:
-        features, k, rule, importance, mask, cu_seqlens, sort, grids: as for `select`.
+        features, k, rule, importance, mask, cu_seqlens, sort, grids, given: as for `select`.
         dtype: torch.float64 or torch.float32.
         gram: "full", "rows" or "auto": all similarities at once, one row per pick, or the faster of them.
 
@@ -208,7 +211,8 @@ def oracle(
         raise ValueError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     if gram not in ("auto", "full", "rows"):
         raise ValueError(f"gram must be 'auto', 'full' or 'rows', got {gram!r}")
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None, grids=grids)
+    more: dict[str, Any] = {"grids": grids, "given": given}
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None, **more)
     return Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
 
 
@@ -223,6 +227,7 @@ def assert_parity(
     cu_seqlens: torch.Tensor | None = None,
     *,
     grids: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
     tolerance: float = 1e-5,
     margin: float = 1e-5,
     exact: bool = False,
@@ -231,8 +236,8 @@ def assert_parity(
 
     Args:
         engine_a, engine_b: backend names.
-        features, k, rule, importance, mask, cu_seqlens, grids: as for `select`; copied to where a backend runs if that
-            is elsewhere.
+        features, k, rule, importance, mask, cu_seqlens, grids, given: as for `select`; copied to where a backend runs
+            if that is elsewhere.
         tolerance, margin: see `SelectionReport.assert_ok`.
         exact: demand the same indices throughout, for inputs on which all arithmetic is exact (see `inputs.exact`).
 
@@ -248,7 +253,7 @@ def assert_parity(
         >>> _ = idsel.testing.assert_parity("torch", "torch", **case.inputs(), k=5, rule=idsel.MMR(), exact=True)
     """
     reports, picks = [], []
-    more = {"mask": mask, "cu_seqlens": cu_seqlens, "grids": grids}
+    more = {"mask": mask, "cu_seqlens": cu_seqlens, "grids": grids, "given": given}
     tensors = {"features": features, "importance": importance, **more}
     for engine in (engine_a, engine_b):
         checks.check_backend(engine, dispatch.BACKENDS)
@@ -291,8 +296,10 @@ def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tenso
     """`picks` (k,) with `scores`, of which `count` were asked for."""
     full = rule.state is State.COVERAGE or inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
     batch = Batch(inputs, torch.float64, full)
-    oracle, oracle_scores, margin = _oracle_run(batch, rule, len(picks), count)
-    defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count)]
+    first = first_picks(batch, inputs.given, count)[0]
+    first = first[first >= 0]
+    oracle, oracle_scores, margin = _oracle_run(batch, rule, len(picks), count, first)
+    defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count, first)]
     taken = int((oracle >= 0).sum())
     regret, score_error = torch.full((2, len(picks)), math.nan, dtype=torch.float64)
     state = rule_state(rule, batch, 1)
@@ -301,16 +308,20 @@ def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tenso
         if not _has_hard_edge(rule) and torch.equal(picks, oracle):  # a replay would repeat the oracle's own run
             regret[:taken], priorities = 0.0, oracle_scores[None, :taken]
         else:
-            regret[:taken], priorities = _replay_picks(batch, rule, picks[:taken])
+            regret[:taken], priorities = _replay_picks(batch, rule, picks[:taken], scores[: len(first)])
         score_error[:taken] = _score_error(scores[:taken], priorities)
         unit[:taken] = torch.maximum(unit[:taken], _unit(state, priorities))
+        if len(first):  # what is given need not be what had the largest priority, of which rounding takes its share
+            unit = torch.maximum(unit, _unit(state, state.start().amax(1, keepdim=True)))
     return _Replay(regret=regret, margin=margin, score_error=score_error, unit=unit, oracle=oracle, defects=defects)
 
 
-def _oracle_run(batch: Batch, rule: Rule, width: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The float64 selection, its priorities and its margins, (width,) each.
+def _oracle_run(
+    batch: Batch, rule: Rule, width: int, count: int, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The float64 selection, its priorities and its margins, (width,) each; `first` are the picks that are given.
 
-    The margin is 0 where the pick hangs on which side of a hard edge rounding puts a token.
+    Of those the margin is inf. It is 0 where the pick hangs on which side of a hard edge rounding puts a token.
     """
     picks = torch.full((width,), -1)
     scores = torch.full((width,), -math.inf, dtype=torch.float64)
@@ -320,18 +331,31 @@ def _oracle_run(batch: Batch, rule: Rule, width: int, count: int) -> tuple[torch
     open_, priorities = batch.exists.clone(), [state.start() for state in states]
     for step in range(steps):
         rank, *variants = (standing(batch, open_, priority) for priority in priorities)
-        pick = rank.best()
+        is_given = step < len(first)
+        pick = first[step : step + 1] if is_given else rank.best()
         picks[step], scores[step] = pick, rank.priority_of(pick)
-        agreed = all(v.best() == pick and v.tier[0, pick] == rank.tier[0, pick] for v in variants)
-        margins[step] = _margin(rank, pick) if agreed else 0.0
+        if not is_given:
+            agreed = all(v.best() == pick and v.tier[0, pick] == rank.tier[0, pick] for v in variants)
+            margins[step] = _margin(rank, pick) if agreed else 0.0
         open_[0, pick] = False
-        each = zip(states, (rank, *variants), priorities, strict=True)
-        priorities = [state.update(step, pick, r.priority_of(pick), priority) for state, r, priority in each]
+        of_pick = [r.priority_of(pick) for r in (rank, *variants)]
+        if is_given:
+            of_pick = [_absorbed(state, score, scores[step]) for state, score in zip(states, of_pick, strict=True)]
+        each = zip(states, of_pick, priorities, strict=True)
+        priorities = [state.update(step, pick, score, priority) for state, score, priority in each]
     return picks, scores, margins
 
 
-def _replay_picks(batch: Batch, rule: Rule, picks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regret (k,) of given picks and their priorities (variants, k).
+def _absorbed(state: RuleState, score: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """At what priority a pick that was given is absorbed. Where an edge leaves open whether it has one, `told` says."""
+    told = told.to(score.dtype).expand_as(score)
+    return state.absorbed(torch.where((told > -math.inf) & (score > -math.inf), score, told))
+
+
+def _replay_picks(
+    batch: Batch, rule: Rule, picks: torch.Tensor, told: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regret (k,) of some picks and their priorities (variants, k). As many as have scores `told` were given.
 
     A token on a rule's hard edge counts for the pick and not against it.
     """
@@ -341,9 +365,12 @@ def _replay_picks(batch: Batch, rule: Rule, picks: torch.Tensor) -> tuple[torch.
     options = torch.zeros((len(states), len(picks)), dtype=torch.float64)
     for step, pick in enumerate(picks[:, None]):
         ranks = [standing(batch, open_, priority) for priority in priorities]
-        regret[step] = _regret(ranks[0], ranks[-1], pick)
+        if step >= len(told):
+            regret[step] = _regret(ranks[0], ranks[-1], pick)
         scores = [rank.priority_of(pick) for rank in ranks]
         options[:, step] = torch.cat(scores)
+        if step < len(told):
+            scores = [_absorbed(state, score, told[step]) for state, score in zip(states, scores, strict=True)]
         open_[0, pick] = False
         each = zip(states, scores, priorities, strict=True)
         priorities = [state.update(step, pick, score, priority) for state, score, priority in each]
@@ -399,7 +426,7 @@ def _margin(rank: Standing, pick: torch.Tensor) -> float:
     return float(rank.value[0, pick]) - float(rank.value[0][rivals].max())
 
 
-def _defects(picks: torch.Tensor, scores: torch.Tensor, batch: Batch, count: int) -> list[str]:
+def _defects(picks: torch.Tensor, scores: torch.Tensor, batch: Batch, count: int, first: torch.Tensor) -> list[str]:
     exists = batch.exists[0]
     wanted = min(count, int(exists.sum()))
     taken, padding = picks[:wanted], picks[wanted:]
@@ -407,6 +434,8 @@ def _defects(picks: torch.Tensor, scores: torch.Tensor, batch: Batch, count: int
     if not bool(valid.all()):
         return [f"picks must lie in [0, {len(exists)}) at the first {wanted} positions, got {taken[~valid].tolist()}"]
     defects = []
+    if not torch.equal(picks[: len(first)], first):
+        defects.append(f"the first picks must be those given, {first.tolist()}, got {picks[: len(first)].tolist()}")
     if bool((padding != -1).any()):
         defects.append(f"padding must be -1 after {wanted} picks, got {padding.tolist()}")
     if not bool(scores[wanted:].isneginf().all()):
@@ -450,15 +479,15 @@ def _on_cpu(
     importance: torch.Tensor | None,
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
-    grids: torch.Tensor | None,
+    **of_samples: Any,
 ) -> tuple[Inputs, list[int], Rule]:
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None, grids=grids)
+    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None, **of_samples)
     return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts, rule  # type: ignore[arg-type]
 
 
 def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
     """Each sample as a dense batch of one."""
-    features, importance, mask, cu_seqlens, _counts, grids = inputs
+    features, importance, mask, cu_seqlens, _counts, *of_samples = inputs
     lengths = None if cu_seqlens is None else cu_seqlens.diff().tolist()
 
     def split(value: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
@@ -467,6 +496,6 @@ def _samples(inputs: Inputs, problem: Problem) -> list[Inputs]:
         parts = value.unbind() if lengths is None else torch.split(value, lengths)
         return [part[None] for part in parts]
 
-    each = [None] * problem.batch if grids is None else [grids[b : b + 1] for b in range(problem.batch)]
-    parts = zip(split(features), split(importance), split(mask), each, strict=True)
-    return [Inputs(f, i, m, grids=grid) for f, i, m, grid in parts if f is not None]
+    own = [[None if t is None else t[b : b + 1] for t in of_samples] for b in range(problem.batch)]
+    parts = zip(split(features), split(importance), split(mask), own, strict=True)
+    return [Inputs(f, i, m, None, None, *more) for f, i, m, more in parts if f is not None]

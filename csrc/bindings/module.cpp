@@ -40,7 +40,7 @@ class Call {
   public:
     Call(std::int32_t device, std::int32_t dtype, const std::vector<std::int64_t>& shape, const Strides& features,
          const Strides& importance, const Strides& mask, std::vector<std::int64_t> k, std::int64_t k_max,
-         std::int32_t rule, std::vector<double> params, bool sort, std::int64_t gram_budget)
+         std::int32_t rule, std::vector<double> params, bool sort, std::int64_t given_count, std::int64_t gram_budget)
         : k_(std::move(k)), params_(std::move(params)) {
         if (shape.size() != 3 || features.size() != 3)
             throw py::value_error("shape and strides of features must be (batch, token, dim)");
@@ -66,6 +66,7 @@ class Call {
         args_.params = params_.data();
         args_.param_count = static_cast<std::int64_t>(params_.size());
         args_.sort = sort ? 1 : 0;
+        args_.given_count = given_count;
         args_.gram_budget = gram_budget;
     }
     Call(const Call&) = delete;  // `args_` points into it
@@ -73,10 +74,10 @@ class Call {
 
     // `counts` of every sample in place of those it was made with, unless there are none.
     py::object on_cpu(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask,
-                      std::uintptr_t cu_seqlens, std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores,
-                      const std::vector<std::int64_t>& counts, std::int32_t threads, std::int32_t isa,
-                      bool stats) const {
-        idsel_args args = with(features, importance, mask, cu_seqlens, grids, indices, scores);
+                      std::uintptr_t cu_seqlens, std::uintptr_t grids, std::uintptr_t given, std::uintptr_t indices,
+                      std::uintptr_t scores, const std::vector<std::int64_t>& counts, std::int32_t threads,
+                      std::int32_t isa, bool stats) const {
+        idsel_args args = with(features, importance, mask, cu_seqlens, grids, given, indices, scores);
         std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(args.batch) : 0);
         if (!counts.empty()) {
             args.k = counts.data();
@@ -90,10 +91,10 @@ class Call {
     }
 
     void on_cuda(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
-                 std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores, std::uintptr_t counts,
-                 std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters, std::uintptr_t stream,
-                 std::uintptr_t similarities_read, std::uintptr_t panels_made) const {
-        idsel_args args = with(features, importance, mask, cu_seqlens, grids, indices, scores);
+                 std::uintptr_t grids, std::uintptr_t given, std::uintptr_t indices, std::uintptr_t scores,
+                 std::uintptr_t counts, std::uintptr_t workspace, std::int64_t workspace_bytes, std::uintptr_t counters,
+                 std::uintptr_t stream, std::uintptr_t similarities_read, std::uintptr_t panels_made) const {
+        idsel_args args = with(features, importance, mask, cu_seqlens, grids, given, indices, scores);
         args.k_on_device = pointer<const std::int32_t>(counts);
         args.workspace = pointer<void>(workspace);
         args.workspace_bytes = workspace_bytes;
@@ -107,13 +108,14 @@ class Call {
   private:
     // A copy, so that threads may share a call.
     idsel_args with(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask, std::uintptr_t cu_seqlens,
-                    std::uintptr_t grids, std::uintptr_t indices, std::uintptr_t scores) const {
+                    std::uintptr_t grids, std::uintptr_t given, std::uintptr_t indices, std::uintptr_t scores) const {
         idsel_args args = args_;
         args.features = pointer<const void>(features);
         args.importance = pointer<const float>(importance);
         args.mask = pointer<const std::uint8_t>(mask);
         args.cu_seqlens = pointer<const std::int32_t>(cu_seqlens);
         args.grids = pointer<const std::int32_t>(grids);
+        args.given = pointer<const std::int32_t>(given);
         args.indices = pointer<std::int64_t>(indices);
         args.scores = pointer<float>(scores);
         return args;
@@ -186,7 +188,7 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Call>(m, "Call", "A call without its addresses, for tensors of one layout.")
         .def(py::init<std::int32_t, std::int32_t, const std::vector<std::int64_t>&, const Strides&, const Strides&,
                       const Strides&, std::vector<std::int64_t>, std::int64_t, std::int32_t, std::vector<double>, bool,
-                      std::int64_t>())
+                      std::int64_t, std::int64_t>())
         .def("on_cpu", &Call::on_cpu)
         .def("on_cuda", &Call::on_cuda);
     m.def("cuda_plan", &cuda_plan, py::arg("shape"), py::arg("k_max"), py::arg("rule"), py::arg("params"),

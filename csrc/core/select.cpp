@@ -84,6 +84,16 @@ idsel_status check_counts(const idsel_args& args) {
     return IDSEL_OK;
 }
 
+idsel_status check_given(const idsel_args& args) {
+    if (args.given == nullptr) return IDSEL_OK;
+    if (args.given_count < 0) {
+        return fail(IDSEL_INVALID, "given_count must be >= 0, got %lld", static_cast<long long>(args.given_count));
+    }
+    const idsel_rule_info& rule = *find_rule(args.rule);
+    if (rule.state == name_of(State::kAll)) return fail(IDSEL_INVALID, "%s takes no given tokens", rule.name);
+    return IDSEL_OK;
+}
+
 idsel_status check_buffers(const idsel_args& args) {
     const bool any_output = args.batch > 0 && args.k_max > 0;
     if (any_output && (args.indices == nullptr || args.scores == nullptr)) {
@@ -110,7 +120,7 @@ idsel_status check_offsets(const idsel_args& args) {
 
 idsel_status check(const idsel_args& args) {
     if (args.abi != IDSEL_ABI) return fail(IDSEL_INVALID, "abi must be %d, got %u", IDSEL_ABI, args.abi);
-    for (auto* step : {check_sizes, check_rule, check_counts, check_buffers}) {
+    for (auto* step : {check_sizes, check_rule, check_counts, check_given, check_buffers}) {
         if (const idsel_status status = step(args)) return status;
     }
     return IDSEL_OK;
@@ -134,6 +144,7 @@ idsel_status check_cuda(const idsel_args& args) {
         return fail(IDSEL_UNSUPPORTED, "the CUDA path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));
     }
+    if (args.given != nullptr) return fail(IDSEL_UNSUPPORTED, "the CUDA path takes no given tokens");
     return IDSEL_OK;
 }
 

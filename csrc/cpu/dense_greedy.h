@@ -61,9 +61,9 @@ void dense_greedy(Model& model, Run& run) {
             if (eligible[static_cast<size_t>(j)] && run.competes(j) && !model.fresh(j)) tokens.push_back(j);
         }
         advance(tokens, [](int64_t) { return true; }, [](int64_t) { return true; });
-        const int64_t best = best_token(model, run, eligible);
+        const int64_t given = run.given(), best = given >= 0 ? given : best_token(model, run, eligible);
         if (best < 0) return;
-        const Pick pick{best, model.key(best)};
+        const Pick pick{best, eligible[static_cast<size_t>(best)] ? model.key(best) : kNoKey};
         run.take(pick.token, pick.priority);
         model.take(pick);
     }

@@ -47,6 +47,16 @@ struct Run {
     bool competes(int64_t token) const { return sample.competes(token); }
     // Whether it may still be picked.
     bool open(int64_t token) const { return sample.tier[static_cast<size_t>(token)] > Tier::kNotThere; }
+    // The next of the tokens to begin with, -1 where none is left: each that takes part, once.
+    int64_t given() {
+        for (; next_given < sample.given.size(); ++next_given) {
+            const int64_t token = sample.given[next_given];
+            if (!competes(token)) continue;
+            if (similarity.finite(token)) return token;
+            demote(token);
+        }
+        return -1;
+    }
     // A token whose features turned out not to be finite.
     void demote(int64_t token) { sample.tier[static_cast<size_t>(token)] = Tier::kUnusable; }
     void take(int64_t token, float priority) {
@@ -57,6 +67,7 @@ struct Run {
     Sample& sample;
     Similarity& similarity;
     std::vector<Pick> picks;
+    size_t next_given = 0;
     int64_t lazy_picks = 0;
     int32_t path = IDSEL_PATH_LAZY;
 };

@@ -52,7 +52,7 @@ class HistoryModel {
     }
 
     bool take(const Pick& pick) {
-        picks_.push_back(pick);
+        picks_.push_back({pick.token, pick.priority > kNoKey ? pick.priority : DPP::kNoPriority});
         return true;
     }
 
@@ -69,8 +69,11 @@ class HistoryModel {
 
     void absorb(int64_t j, const Pick& pick, float c) {
         const int64_t step = seen_[static_cast<size_t>(j)]++;
-        const float overlap = run_.similarity.kernels().dot[IDSEL_FLOAT32](history(pick.token), history(j), step);
-        const float e = rule_.component(quality(pick.token), c, quality(j), overlap, pick.priority);
+        float e = 0.0f;
+        if (pick.priority < DPP::kNoPriority) {  // else its history may be incomplete
+            const float overlap = run_.similarity.kernels().dot[IDSEL_FLOAT32](history(pick.token), history(j), step);
+            e = rule_.component(quality(pick.token), c, quality(j), overlap, pick.priority);
+        }
         history(j)[step] = e;
         d(j) = rule_.absorb(d(j), e);
     }

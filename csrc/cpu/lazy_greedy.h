@@ -31,13 +31,17 @@ class LazyLoop {
                 model_.begin();
                 rebuild();
             }
+            if (const int64_t given = run_.given(); given >= 0) {
+                if (!take_given(given)) return run_.done();
+                continue;
+            }
             const int64_t top = argmax_.top();
             if (argmax_.key(top) == kNoKey) return true;
             if (!model_.fresh(top)) {
                 tighten_bounds();
             } else if (!usable(top)) {
                 argmax_.update(top, kNoKey);
-            } else if (!take(top)) {
+            } else if (!take({top, argmax_.key(top)})) {
                 return run_.done();
             }
         }
@@ -140,11 +144,17 @@ class LazyLoop {
         return tokens_;
     }
 
+    // As take(), at whatever priority it has by now.
+    bool take_given(int64_t token) {
+        tokens_.assign(model_.fresh(token) ? 0 : 1, token);
+        advance_(tokens_, [](int64_t) { return true; }, [](int64_t) { return false; });
+        return take({token, model_.eligible(token) ? model_.key(token) : kNoKey});
+    }
+
     // False when the loop is over: all picked, or the dense path should go on.
-    bool take(int64_t top) {
-        const Pick pick{top, argmax_.key(top)};
+    bool take(const Pick& pick) {
         run_.take(pick.token, pick.priority);
-        argmax_.update(top, kNoKey);
+        argmax_.update(pick.token, kNoKey);
         if (run_.done() || !model_.take(pick)) return false;
         cost_model_.count_pick(run_.similarity.dots() - counted_);
         counted_ = run_.similarity.dots();

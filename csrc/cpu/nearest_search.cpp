@@ -44,6 +44,19 @@ Nearest best_over_gram(Run& run, const Priority& priority) {
     return best;
 }
 
+// Calls `use` with the similarities of a token to some others, which are several read together, until it returns false.
+template <class Use>
+void meet(Run& run, int64_t token, const Tokens& others, const Use& use) {
+    float c[kDotsStride];
+    const auto count = static_cast<int64_t>(others.size());
+    for (int64_t first = 0; first < count; first += kDotsRows) {
+        const int64_t some = std::min(kDotsRows, count - first);
+        run.similarity.tile(&token, 1, &others[static_cast<size_t>(first)], some, c);
+        run.similarity.count_dots(some);
+        if (!std::all_of(c, c + some, use)) return;
+    }
+}
+
 template <class Condition>
 void remove_if(Tokens& tokens, const Condition& condition) {
     tokens.erase(std::remove_if(tokens.begin(), tokens.end(), condition), tokens.end());
@@ -165,14 +178,10 @@ class NearestSearch {
 
     // Whether it may win after that.
     bool meets_all(int64_t token) {
-        float c[kDotsStride];
-        const auto count = static_cast<int64_t>(closed_.size());
-        for (int64_t first = 0; first < count && may_win(token); first += kDotsRows) {
-            const int64_t others = std::min(kDotsRows, count - first);
-            run_.similarity.tile(&token, 1, &closed_[static_cast<size_t>(first)], others, c);
-            run_.similarity.count_dots(others);
-            for (int64_t j = 0; j < others; ++j) raise(token, c[j]);
-        }
+        meet(run_, token, closed_, [&](float similarity) {
+            raise(token, similarity);
+            return may_win(token);
+        });
         return may_win(token);
     }
 
@@ -201,6 +210,17 @@ Nearest best_by_nearest(Run& run, const std::function<float(int64_t token, float
     ThreadPool alone(1);
     const bool shared = cost_model(run).sharing_nearest_pays();
     return NearestSearch(run, priority, shared ? run.similarity.pool() : alone).find();
+}
+
+float nearest_to(Run& run, int64_t token) {
+    Tokens others = tokens_that_take_part(run);
+    remove_if(others, [token](int64_t j) { return j == token; });
+    float nearest = kNone;
+    meet(run, token, others, [&](float similarity) {
+        nearest = std::max(nearest, similarity);
+        return true;
+    });
+    return nearest;
 }
 
 }  // namespace idsel::cpu

@@ -18,4 +18,7 @@ struct Nearest {
 // be compared with all others.
 Nearest best_by_nearest(Run& run, const std::function<float(int64_t token, float similarity)>& priority);
 
+// The largest similarity of a token to another that takes part, -inf where there is none.
+float nearest_to(Run& run, int64_t token);
+
 }  // namespace idsel::cpu

@@ -64,9 +64,10 @@ class RowModel {
 
     bool take(const Pick& pick) {
         // Before the first pick is visible there is no such thing: the first update applies the floor, too.
-        if (begun_ && rule_.inert(pick.priority)) return true;
-        picks_.push_back(pick);
-        raised_ = raised_ || rule_.raises(pick.priority);
+        const float priority = pick.priority > kNoKey ? pick.priority : Rule::kNoPriority;
+        if (begun_ && rule_.inert(priority)) return true;
+        picks_.push_back({pick.token, priority});
+        raised_ = raised_ || rule_.raises(priority);
         return !raised_;
     }
 
@@ -105,6 +106,10 @@ class RowModel {
     // The first pick, with its state, where that depends on the nearest token.
     int64_t most_distant() {
         const auto priority = [this](int64_t j, float similarity) { return rule_.start(importance(j), similarity); };
+        if (const int64_t given = run_.given(); given >= 0) {
+            state(given) = priority(given, nearest_to(run_, given));
+            return given;
+        }
         if (cost_model(run_).gram_pays_at_once(static_cast<double>(run_.remaining()))) {
             run_.similarity.make_gram();
             run_.path = IDSEL_PATH_GRAM;

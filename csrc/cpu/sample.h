@@ -23,6 +23,8 @@ struct Sample {
     std::vector<Tier> tier;
     std::vector<float> importance;
 
+    std::vector<int64_t> given;  // what to begin with, some of them perhaps not to be picked
+
     bool competes(int64_t token) const { return tier[static_cast<size_t>(token)] >= Tier::kNoPriority; }
     const void* row(int64_t token) const { return features + token * row_bytes; }
     const void* element(int64_t token, int64_t d) const {

@@ -45,6 +45,10 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     sample.n = place.count;
     sample.dim = args.dim;
     sample.k = args.k[args.k_count == 1 ? 0 : b];
+    for (int64_t i = 0; args.given != nullptr && i < args.given_count; ++i) {
+        const int64_t token = args.given[b * args.given_count + i];
+        if (token >= 0 && token < sample.n) sample.given.push_back(token);
+    }
     const auto size = static_cast<size_t>(place.count);
     sample.tier.assign(size, Tier::kNoPriority);
     if (args.mask != nullptr) {

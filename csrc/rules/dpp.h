@@ -13,6 +13,7 @@ struct DPP : Rule {
     static constexpr int kParamCount = 1;
     static constexpr const char* kParams[kParamCount] = {"eps"};
     static constexpr State kState = State::kHistory;
+    static constexpr float kNoPriority = INFINITY;  // which is divided by
 
     float eps;
 

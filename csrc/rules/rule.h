@@ -48,6 +48,7 @@ constexpr const char* name_of(State state) {
 //   bool kNeedsSimilarities   false: no pick changes a priority, so that no two tokens are compared
 //   bool kMayNeedNearest      false: needs_nearest() never holds
 //   bool kHasCells            false: where tokens lie never matters
+//   float kNoPriority         0: the priority at which a pick lowers no other, for picks that are given and have none
 //   bool needs_nearest()      whether its first priorities need the similarities of all pairs of tokens
 // clang-format on
 struct Rule {
@@ -55,6 +56,7 @@ struct Rule {
     static constexpr bool kNeedsSimilarities = true;
     static constexpr bool kMayNeedNearest = false;
     static constexpr bool kHasCells = false;
+    static constexpr float kNoPriority = 0.0f;
     static constexpr int kParamCount = 0;
     static constexpr const char* const* kParams = nullptr;
 

@@ -30,6 +30,7 @@ class Launcher(Protocol):
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         """Selects, into `out` where it is given. The tensors of a batch of one may lack its axis."""

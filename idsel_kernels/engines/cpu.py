@@ -147,11 +147,12 @@ class _Launcher(LibraryCall):
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         if self.adapts:
-            adapted = self.adapted(features, importance, cu_seqlens, counts, grids)
-            features, importance, cu_seqlens, counts, grids = adapted
+            adapted = self.adapted(features, importance, cu_seqlens, counts, grids, given)
+            features, importance, cu_seqlens, counts, grids, given = adapted
         indices, scores = out = out or self.outputs()
         calls = _stats.get()
         stats = self.call.on_cpu(
@@ -160,6 +161,7 @@ class _Launcher(LibraryCall):
             address(mask),
             address(cu_seqlens),
             address(grids),
+            address(given),
             indices.data_ptr(),
             scores.data_ptr(),
             () if counts is None else counts.tolist(),

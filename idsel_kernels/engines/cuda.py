@@ -52,6 +52,8 @@ class CudaEngine:
             reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
         elif isinstance(why := self._workspace_for(problem), str):
             reasons.append(why)
+        if problem.given:
+            reasons.append("it does not begin with tokens that are given")
         return reasons
 
     def algorithm(self, problem: Problem) -> str:
@@ -150,12 +152,13 @@ class _Launcher(LibraryCall):
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         engine, device = self.engine, self.device
         if device.index != engine._current_device():
             with torch.cuda.device(device):
-                return self(features, importance, mask, cu_seqlens, counts, grids, out)
+                return self(features, importance, mask, cu_seqlens, counts, grids, given, out)
         if self.adapts:
             adapted = self.adapted(features, importance, cu_seqlens, counts, grids)
             features, importance, cu_seqlens, counts, grids = adapted
@@ -173,6 +176,7 @@ class _Launcher(LibraryCall):
             address(mask),
             address(cu_seqlens),
             address(grids),
+            address(given),
             indices.data_ptr(),
             scores.data_ptr(),
             address(counts),

@@ -50,6 +50,7 @@ class LibraryCall:
             rule_id,
             params,
             problem.sort,
+            problem.given,
             gram_budget_bytes,
         )
 

@@ -241,9 +241,11 @@ class RuleState:
     Attributes:
         takes_shares: whether a pick takes shares of its priority off all others, which are then rounded relative to it
             even where it is enormous.
+        no_priority: the priority at which a pick lowers no other.
     """
 
     takes_shares: ClassVar[bool] = False
+    no_priority: ClassVar[float] = 0.0
 
     def __init_subclass__(cls, rule: type[Rule]) -> None:
         _STATES[rule] = cls
@@ -256,6 +258,10 @@ class RuleState:
 
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         return priority
+
+    def absorbed(self, score: torch.Tensor) -> torch.Tensor:
+        """What counts as the priority of picks that were given, (B,): one without a priority takes none off others."""
+        return score.masked_fill(score == -math.inf, self.no_priority)
 
     def least_unit(self) -> float:
         """What the rounding of a priority is relative to, if that is more than the largest priority: 1 where
@@ -376,6 +382,8 @@ class HardSuppressState(RuleState, rule=HardSuppress):
 
 
 class DPPState(RuleState, rule=DPP):
+    no_priority = math.inf  # which is divided by
+
     def __init__(self, rule: DPP, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
         quality = batch.importance.clamp(-_LARGEST_QUALITY, _LARGEST_QUALITY)
@@ -401,7 +409,7 @@ class DPPState(RuleState, rule=DPP):
             n, r = history.shape[1], history[:step]  # r (t, n)
             if n:
                 row[b, :n] -= (r.T @ r.index_select(1, at[b])[:, 0])[self.first[b, :n]]
-        e = row / self.d.gather(1, at).sqrt()
+        e = row / torch.where(score == math.inf, math.inf, self.d.gather(1, at)[:, 0]).sqrt()[:, None]
         for b, history in enumerate(self.history):
             history[step] = e[b, : history.shape[1]]
         self.d = self.d - e**2
@@ -546,7 +554,8 @@ def reference_select(
         for begin, end, whole in _chunks(lengths, full):
             batch = Batch(_part(inputs, offsets, begin, end), dtype, whole)
             if rule.is_greedy:
-                parts.append(_greedy(batch, rule, counts[begin:end], problem.k_max))
+                given = None if inputs.given is None else inputs.given[begin:end]
+                parts.append(_greedy(batch, rule, counts[begin:end], problem.k_max, given))
             else:
                 known = None if inputs.counts is not None else problem.k_per_sample[begin:end]
                 parts.append(at_once.decide(batch, rule, counts[begin:end], known, problem.k_max))
@@ -555,7 +564,9 @@ def reference_select(
     return _sorted(indices, scores) if sort else (indices, scores)
 
 
-def _greedy(batch: Batch, rule: Rule, counts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _greedy(
+    batch: Batch, rule: Rule, counts: torch.Tensor, width: int, given: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     indices = torch.full((batch.shape[0], width), -1, device=batch.exists.device)
     scores = torch.full(indices.shape, -math.inf, dtype=batch.importance.dtype, device=indices.device)
     if 0 in batch.shape or width == 0:
@@ -563,17 +574,39 @@ def _greedy(batch: Batch, rule: Rule, counts: torch.Tensor, width: int) -> tuple
     steps = min(width, batch.shape[1])
     state = rule_state(rule, batch, steps)
     open_, priority = batch.exists.clone(), state.start()
+    first = first_picks(batch, given, steps)
     for step in range(steps):
         rank = standing(batch, open_, priority)
         pick = rank.best()
+        if step < first.shape[1]:
+            pick = torch.where(first[:, step] >= 0, first[:, step], pick)
         score = rank.priority_of(pick)
         indices[:, step], scores[:, step] = pick, score
         # A sample without open tokens has a pick of -1, for which position 0 stands in: it is closed already.
         open_.scatter_(1, pick.clamp(min=0)[:, None], False)
         if step + 1 < steps:
+            if step < first.shape[1]:
+                score = state.absorbed(score)
             priority = state.update(step, pick, score, priority)
     asked = torch.arange(width, device=indices.device) < counts[:, None]
     return torch.where(asked, indices, -1), torch.where(asked, scores, -math.inf)
+
+
+def first_picks(batch: Batch, given: torch.Tensor | None, most: int) -> torch.Tensor:
+    """The first picks (B, at most `most`) where `given` (B, M) come first: those that take part, each once; then -1."""
+    samples, tokens = batch.shape
+    if given is None or tokens == 0:
+        return torch.full((samples, 0), -1, device=batch.exists.device)
+    places = torch.arange(given.shape[1], device=given.device).expand_as(given)
+    token = torch.where((given >= 0) & (given < batch.ends[:, None]), given, tokens).to(torch.int64)
+    takes_part = torch.nn.functional.pad(batch.takes_part, (0, 1))
+    earliest = torch.full(takes_part.shape, given.shape[1], device=given.device)
+    earliest.scatter_reduce_(1, token, places, "amin")
+    good = takes_part.gather(1, token) & (earliest.gather(1, token) == places)
+    # Behind one another: a token's place is how many good ones come before it.
+    into = torch.where(good, good.cumsum(1) - 1, given.shape[1])
+    found = torch.full((samples, given.shape[1] + 1), -1, device=given.device).scatter_(1, into, token)
+    return found[:, : min(most, given.shape[1])]
 
 
 def _sorted(indices: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -634,8 +667,8 @@ def _part(inputs: Inputs, offsets: list[int], begin: int, end: int) -> Inputs:
     rows = slice(offsets[begin], offsets[end])
     features, importance, mask = (None if t is None else t[rows] for t in inputs[:3])
     cu_seqlens = inputs.cu_seqlens[begin : end + 1] - offsets[begin]
-    grids = None if inputs.grids is None else inputs.grids[begin:end]
-    return Inputs(features, importance, mask, cu_seqlens, grids=grids)  # type: ignore[arg-type]
+    grids, given = (None if t is None else t[begin:end] for t in (inputs.grids, inputs.given))
+    return Inputs(features, importance, mask, cu_seqlens, grids=grids, given=given)  # type: ignore[arg-type]
 
 
 class _TorchEngine:
@@ -675,12 +708,14 @@ class _TorchEngine:
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         if cu_seqlens is None and features.dim() == 2:
             features = features.unsqueeze(0)
             importance, mask = (None if t is None else t.unsqueeze(0) for t in (importance, mask))
-        inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids)
+            given = given.unsqueeze(0) if given is not None and given.dim() == 1 else given
+        inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids, given)
         found = reference_select(inputs, problem.rule, list(problem.k), problem.sort)
         if out is None:
             return found

@@ -61,6 +61,8 @@ class TritonEngine:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
             reasons.append(reason)
+        if problem.given:
+            reasons.append("it does not begin with tokens that are given")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
         if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):
@@ -134,13 +136,14 @@ class _Launcher:
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         device = self.device
         is_gpu = device.type == "cuda"
         if is_gpu and device.index != current_device():
             with torch.cuda.device(device):
-                return self(features, importance, mask, cu_seqlens, counts, grids, out)
+                return self(features, importance, mask, cu_seqlens, counts, grids, given, out)
         indices, scores = out = out or empty_outputs(self.problem, self.width)
         stream = current_stream(device) if is_gpu else 0
         workspace, own_counts, counters = self.memory or self._fresh(stream, is_gpu)
@@ -178,6 +181,7 @@ class _Nothing:
         cu_seqlens: torch.Tensor | None,
         counts: torch.Tensor | None,
         grids: torch.Tensor | None,
+        given: torch.Tensor | None,
         out: Outputs | None = None,
     ) -> Outputs:
         indices, scores = out = out or empty_outputs(self.problem, self.width)

@@ -59,6 +59,7 @@ struct Call {
     std::vector<uint8_t> mask;
     std::vector<int32_t> offsets;
     std::vector<int32_t> grids;
+    std::vector<int32_t> given;  // of all samples, as many of each
     std::vector<int64_t> k;
     std::vector<double> params;
     std::vector<int64_t> indices;
@@ -74,6 +75,8 @@ void point(Call& call) {
     a.mask = call.mask.empty() ? nullptr : call.mask.data();
     a.cu_seqlens = call.offsets.empty() ? nullptr : call.offsets.data();
     a.grids = call.grids.empty() ? nullptr : call.grids.data();
+    a.given = call.given.empty() ? nullptr : call.given.data();
+    a.given_count = a.batch == 0 ? 0 : static_cast<int64_t>(call.given.size()) / a.batch;
     a.k = call.k.data();
     a.params = call.params.data();
     a.param_count = static_cast<int64_t>(call.params.size());

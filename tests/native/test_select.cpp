@@ -112,6 +112,41 @@ void test_grids() {
     }
 }
 
+// Tokens that are given come first: those that are there, take part and have not been named before.
+void test_given() {
+    for (const bool hurt : {false, true}) {
+        Call call = make_call(19, 3, 40, 16, 12, IDSEL_FLOAT32, hurt);
+        call.given = {7, -1, 40, 7, 2, 1000, 5, 0, -9, 3, 9, 9, 9, 9, 39, 38, 37, 36, 35, 34, 33};
+        for (const Rule& rule : greedy_rules(40)) {
+            call.args.rule = rule.id;
+            call.params = rule.params;
+            run(call);
+            check_picks(call);
+            for (int64_t b = 0; b < 3; ++b) {
+                std::vector<int64_t> expected;
+                for (int64_t i = 0; i < 7; ++i) {
+                    const int64_t token = call.given[static_cast<size_t>(7 * b + i)];
+                    if (token < 0 || token >= 40) continue;
+                    const int64_t at = 40 * b + token;
+                    const float* row = &call.features32[static_cast<size_t>(16 * at)];
+                    const bool usable = std::all_of(row, row + 16, [](float x) { return std::isfinite(x); }) &&
+                                        call.importance[static_cast<size_t>(at)] > -kInf;
+                    const bool there = call.mask.empty() || call.mask[static_cast<size_t>(at)] != 0;
+                    const bool again = std::find(expected.begin(), expected.end(), token) != expected.end();
+                    if (usable && there && !again) expected.push_back(token);
+                }
+                CHECK(std::equal(expected.begin(), expected.end(), call.indices.begin() + 12 * b));
+            }
+        }
+    }
+    Call call = make_call(19, 1, 40, 16, 12, IDSEL_FLOAT32, false);
+    call.given = {3};
+    call.args.rule = 8;
+    call.params = {0.5, 0};
+    point(call);
+    CHECK(idsel_select(&call.args) == IDSEL_INVALID);
+}
+
 void test_sort() {
     Call call = make_call(5, 2, 30, 8, 12, IDSEL_FLOAT32, false);
     call.params = {20, 0, 0};
@@ -195,6 +230,7 @@ int main() {
     test_ragged();
     test_batch_mates();
     test_grids();
+    test_given();
     test_sort();
     test_concurrent_calls();
     test_refusals();

@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct, the meaning of an argument or what csrc/bindings offers does. */
-#define IDSEL_ABI 9
+#define IDSEL_ABI 10
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -93,6 +93,12 @@ typedef struct idsel_args {
     /* (B, 2): height and width of the grid on which the tokens of a sample lie, row by row, in place of the rule's own;
      * NULL: that one. For HardSuppress; other rules have none. Nobody checks values: a width <= 0 is no grid. */
     const int32_t* grids;
+
+    /* (B, given_count): tokens of each sample that are its first picks, in this order; NULL: none. One that is not
+     * there (negative, beyond the sample, masked), does not take part or comes again is passed over. Not for rules
+     * whose state is "all". */
+    const int32_t* given;
+    int64_t given_count;
 
     const int64_t* k; /* (k_count,) */
     int64_t k_count;  /* 1 for all samples alike, or B */
