@@ -283,6 +283,14 @@ def test_samples_do_not_depend_on_batch_mates() -> None:
             assert_same(alone, idsel.Selection(batch.indices[b : b + 1], batch.scores[b : b + 1]))
 
 
+def test_picks_among_many_tokens_are_those_of_the_reference() -> None:
+    """More than 32 times as many as are taken from the top of the bounds one by one."""
+    case = exact(1, 70_000, 16)
+    for rule in (MaxMin(start=0), MMR()):
+        sel, _ = run(case, 6, rule)
+        assert torch.equal(sel.indices, idsel.select(**case.inputs(), k=6, rule=rule, backend="torch").indices)
+
+
 def test_stats_have_a_row_per_sample() -> None:
     _, stats = run(ragged((7, 0, 33)), 5, MMR())
     assert len(stats) == 3

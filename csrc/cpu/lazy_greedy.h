@@ -49,6 +49,9 @@ class LazyLoop {
     }
 
   private:
+    // Tokens taken from the top one by one; each looks through the blocks, so that for more of them all tokens are.
+    static constexpr int64_t kMostFromTop = 2048;
+
     void rebuild() {
         for (int64_t j = 0; j < run_.sample.n; ++j) {
             argmax_.set(j, run_.competes(j) ? model_.key(j) : kNoKey);
@@ -69,7 +72,7 @@ class LazyLoop {
     // threads have something to share. Little is done in vain: half as many as this pick has taken so far, or a few
     // that are alike. Those few have the largest bounds, so that they will come up sooner or later.
     void tighten_bounds() {
-        if (portion() > run_.sample.n / 16) {
+        if (portion() > std::min(kMostFromTop, run_.sample.n / 16)) {
             settle_rivals();
         } else {
             take_top_stale();
