@@ -28,7 +28,7 @@ from .rules import (
     by_name,
 )
 from .selection import Selection
-from .tracing import must_trace
+from .tracing import lie_in_memory, must_trace, resolved
 
 __all__ = [
     "coverage_select",
@@ -137,7 +137,7 @@ def select(
     key = None
     is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
     tensors = features, importance, mask, cu_seqlens, grids
-    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(*tensors):
+    if is_plain and (plain_k := _plain(k)) is not None and lie_in_memory(*tensors):
         given = Inputs(features, importance, mask, cu_seqlens, None, grids)
         key, call = calls.find(given, rule, plain_k, sort, backend)
         if call is not None:
@@ -228,28 +228,28 @@ def prepare(
     k_max: int | None = None,
     grids: torch.Tensor | None = None,
 ) -> tuple[Inputs, list[int], Rule]:
-    """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name."""
+    """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name.
+
+    Values of plain tensors are then where their addresses say.
+    """
     rule = by_name(rule)() if isinstance(rule, str) else rule
     checks.check_rule(rule)
     checks.check_flag("sort", sort)
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
-    batched = cu_seqlens is not None or not _is_strided(features) or features.dim() != 2
+    batched = cu_seqlens is not None or not checks.is_dense(features) or features.dim() != 2
     inputs = Inputs(features, importance, mask, cu_seqlens, grids=grids)
     if not batched:
         inputs = Inputs(features.unsqueeze(0), _with_batch_axis(importance), _with_batch_axis(mask), grids=grids)
     checks.check_inputs(inputs, rule, batched)
+    inputs = Inputs(*(None if tensor is None else resolved(tensor) for tensor in inputs))  # type: ignore[arg-type]
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch, rule.rows_aside)
     return inputs if device_counts is None else inputs._replace(counts=device_counts), counts, rule
 
 
-def _is_strided(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
-
-
 def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
-    return value.unsqueeze(0) if value is not None and _is_strided(value) else value
+    return value.unsqueeze(0) if checks.is_dense(value) and value is not None else value
 
 
 def id_select(

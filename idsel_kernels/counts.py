@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from . import checks
 from .problem import Inputs
-from .tracing import sym_max, sym_min
+from .tracing import resolved, sym_max, sym_min
 
 __all__ = ["Count", "check_count", "device_counts", "host_counts", "on_device", "resolve"]
 
@@ -72,13 +73,14 @@ def check_count(name: str, value: Any, low: int = 0) -> int:
 
 def device_counts(k: torch.Tensor, inputs: Inputs, batch: int) -> torch.Tensor:
     """Counts on the device: (B,) int32 or int64."""
+    checks.check_tensor("k", k)
     if k.dtype not in _INTEGERS:
         raise TypeError(f"k as a tensor must hold integers, got {k.dtype}")
     if k.dim() > 1 or (k.dim() == 1 and k.shape[0] != batch):
         raise ValueError(f"k as a tensor must be (B,) = ({batch},), or one number, got shape {tuple(k.shape)}")
     if k.device != inputs.features.device:
         raise ValueError(f"k must be on the device of features ({inputs.features.device}), got {k.device}")
-    k = k if k.dtype in (torch.int32, torch.int64) else k.to(torch.int32)
+    k = resolved(k) if k.dtype in (torch.int32, torch.int64) else k.to(torch.int32)
     return k.expand(batch) if k.dim() == 0 else k
 
 

@@ -12,7 +12,7 @@ from .engines.base import Launcher, Outputs
 from .problem import Inputs, Problem
 from .rules import IDSelection, Rule
 from .selection import Selection
-from .tracing import must_trace
+from .tracing import lie_in_memory, must_trace, resolved
 
 __all__ = ["Plan", "plan"]
 
@@ -91,8 +91,11 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
-        if must_trace(features, importance, mask, cu_seqlens, grids, k if isinstance(k, torch.Tensor) else None):
-            return self._traced(Inputs(features, importance, mask, cu_seqlens, None, grids), k, out)
+        if not lie_in_memory(features, importance, mask, cu_seqlens, grids, k if isinstance(k, torch.Tensor) else None):
+            given = Inputs(features, importance, mask, cu_seqlens, k, grids)
+            if must_trace(*(tensor for tensor in given if isinstance(tensor, torch.Tensor))):
+                return self._traced(given._replace(counts=None), k, out)
+            features, importance, mask, cu_seqlens, k, grids = _resolved(given)
         counts = self._counts
         if k is not None or self._recounts:
             counts = self._counted(Inputs(features, importance, mask, cu_seqlens, None, grids), k)
@@ -141,6 +144,14 @@ class Plan:
         for to, tensor in zip(out, found, strict=True):
             to.copy_(tensor)
         return Selection(*out)
+
+
+def _resolved(given: Inputs) -> Inputs:
+    """Tensors of a run whose values are not all in memory, or that are none."""
+    for field, tensor in zip(Inputs._fields, given, strict=True):
+        if tensor is not None and field != "counts":
+            checks.check_tensor(field, tensor)
+    return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))
 
 
 def _without_counts(given: Inputs) -> dict[str, Any]:
