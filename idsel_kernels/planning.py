@@ -151,7 +151,7 @@ def _resolved(given: Inputs) -> Inputs:
     for field, tensor in zip(Inputs._fields, given, strict=True):
         if tensor is not None and field != "counts":
             checks.check_tensor(field, tensor)
-    return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))
+    return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))  # type: ignore[arg-type]
 
 
 def _without_counts(given: Inputs) -> dict[str, Any]:
