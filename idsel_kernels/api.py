@@ -83,9 +83,9 @@ def select(
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
             directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
-        k: tokens to keep, >= 0: an int, or a sequence of B ints. Or an integer tensor on the device of features, (B,)
-            or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or a compiled
-            program can be given other budgets. Where fewer tokens exist the output is padded.
+        k: tokens to keep, from 0 to 2**31 - 1: an int, or a sequence of B ints. Or an integer tensor on the device of
+            features, (B,) or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or
+            a compiled program can be given other budgets. Where fewer tokens exist the output is padded.
         rule: how priorities start and change, or its name as on the command line ("id", "mmr", "maxmin", "nms", "dpp",
             "coverage", "topk", "matrix", "elimination", "dart") for the published parameters; `IDSelection()` unless
             given.

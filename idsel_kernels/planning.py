@@ -74,8 +74,8 @@ class Plan:
             features, importance, mask, cu_seqlens, grids: as `plan` was given them: of the same shapes, dtypes and
                 device, and those that it was not given not either. Values and strides are free.
             k: where a tensor was planned: another one like it. None: that one, with the values that it has by now.
-            out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example. None:
-                those of the plan, `plan.out`, which the next run overwrites.
+            out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example, which do
+                not require grad. None: those of the plan, `plan.out`, which the next run overwrites.
 
         Returns:
             A `Selection` of the tensors that were filled. In `torch.compile` and under transforms of torch a run is a

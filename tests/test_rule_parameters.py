@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backends import Backend
+from backends import Backend, same
 
 import idsel_kernels as idsel
 from idsel_kernels.rules import RULES, decode
@@ -123,16 +123,15 @@ def test_a_value_in_range_gives_the_same_picks_everywhere(
     assert type(kept) is (int if parameter in OF_INTEGERS else float) and kept == float(value)
     assert math.copysign(1.0, kept) == 1.0 or kept != 0
     assert decode(*made.encode()) == made
-    if not made.is_greedy and backend.name not in ("torch", "cpu"):
-        with pytest.raises(idsel.UnsupportedProblem):
-            backend.select(X, 7, made, S)
-        return
-    dense, ragged = (X, 7, made, S), (X[0], 4, made, S[0])
-    _agree(_outcome(backend.select, *dense), _outcome(idsel.select, *dense, backend="torch"))
-    if parameter == ("HardSuppress", "radius"):  # its grid is one of the whole batch
-        return
-    expected = _outcome(idsel.select, *ragged, cu_seqlens=OFFSETS, backend="torch")
-    _agree(_outcome(backend.select, *ragged, cu_seqlens=OFFSETS), expected)
+    dense: dict[str, Any] = {"features": X, "importance": S, "k": 7}
+    ragged = {"features": X[0], "importance": S[0], "k": 4, "cu_seqlens": OFFSETS}
+    # Its grid is one of the whole batch.
+    for call in (dense,) if parameter == ("HardSuppress", "radius") else (dense, ragged):
+        found = _outcome(backend.select, **call, rule=made)
+        if found[0] == "UnsupportedProblem":
+            assert not made.is_greedy and backend.name not in ("torch", "cpu")
+            continue
+        _agree(found, _outcome(idsel.select, **call, rule=made, backend="torch"))
 
 
 @pytest.mark.parametrize(("parameter", "value"), _cells(NO_NUMBERS, NO_INTEGERS))
@@ -211,13 +210,20 @@ def test_a_flag_is_a_bool(value: Any) -> None:
 
 
 def test_a_parameter_of_numpy_computes_as_that_of_python() -> None:
-    """1 - lam in float32 is another number than in float64."""
-    lam = np.float32(0.3)
-    assert np.float32(1.0 - float(lam)) != np.float32(1) - lam or idsel.MMR(lam).lam == float(lam)
-    for name in idsel.available_backends():
-        if name in ("torch", "cpu"):
-            one, other = (idsel.select(X, 9, idsel.MMR(made), S, backend=name) for made in (lam, float(lam)))
-            assert torch.equal(one.indices, other.indices) and torch.equal(one.scores, other.scores)
+    """A number of NumPy brings its own precision into a formula, and a fraction is no factor of a tensor."""
+    for value in (np.float32(0.3), Fraction(1, 3)):
+        made, plain = idsel.MMR(value), idsel.MMR(float(value))
+        assert made == plain and type(1 - made.lam) is float
+        one, other = (idsel.select(X, 9, rule, S, backend="torch") for rule in (made, plain))
+        assert same(one, other)
+
+
+@pytest.mark.parametrize("alpha", [0, LEAST, 0.5, 1 - 2**-30, 2, 3, 2**24 + 1, 2.0**31 + 1, 1e30, LARGEST], ids=str)
+def test_a_power_of_any_importance_is_the_same_everywhere(backend: Backend, alpha: float) -> None:
+    importance = torch.tensor([[0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.5, -2.5, math.inf, -math.inf, math.nan, 1e-30]])
+    for combine in ("mul", "add"):
+        call = (X[:1], N, idsel.Coverage(alpha, combine), importance)
+        _agree(_outcome(backend.select, *call), _outcome(idsel.select, *call, backend="torch"))
 
 
 TOO_MANY = [2**31, 2**32, 2**32 + 3, 2**40, 2**63, 2**64 + 1, 10**30, np.int64(2**40), np.uint64(2**63)]
