@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .problem import Inputs, Problem
 from .rules import DART, Coverage, HardSuppress, MaxMin, Rule
@@ -263,14 +263,14 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must not be a nested tensor; pass its values with cu_seqlens")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
-    if is_lazy(value):
+    if isinstance(value, UninitializedTensorMixin):
         raise TypeError(f"{name} must have values, got an {type(value).__name__}; run its lazy module once before")
 
 
 def is_dense(value: Any) -> bool:
     """Whether `check_tensor` takes it, but for a DTensor: strided, of one shape, and initialised."""
     is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
-    return is_strided and not is_lazy(value)
+    return is_strided and not isinstance(value, UninitializedTensorMixin)
 
 
 def _check_device(name: str, value: torch.Tensor, features: torch.Tensor, whose: str = "features") -> None:

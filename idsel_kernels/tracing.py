@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = [
     "exportable",
@@ -68,15 +67,14 @@ _is_compiling = torch.compiler.is_compiling
 _tracing_state: Any = torch._C._get_tracing_state
 _transforms: Any = torch._C._functorch.peek_interpreter_stack
 _function_modes: Any = torch._C._len_torch_function_stack
+_dispatch_modes: Any = torch._C._len_torch_dispatch_stack
 
 
 def _is_watched() -> bool:
     """Whether something is watching operators."""
-    if _is_compiling():
+    if _is_compiling() or _dispatch_modes() or _function_modes():
         return True
-    if _get_current_dispatch_mode() is not None or _tracing_state() is not None:
-        return True
-    return _transforms() is not None or _function_modes() > 0
+    return _tracing_state() is not None or _transforms() is not None
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
