@@ -29,7 +29,7 @@ from .rules import (
     by_name,
 )
 from .selection import Selection
-from .tracing import must_trace
+from .tracing import lie_in_memory, must_trace, resolved
 
 __all__ = [
     "coverage_select",
@@ -86,9 +86,9 @@ def select(
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
             directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
-        k: tokens to keep, >= 0: an int, or a sequence of B ints. Or an integer tensor on the device of features, (B,)
-            or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or a compiled
-            program can be given other budgets. Where fewer tokens exist the output is padded.
+        k: tokens to keep, from 0 to 2**31 - 1: an int, or a sequence of B ints. Or an integer tensor on the device of
+            features, (B,) or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or
+            a compiled program can be given other budgets. Where fewer tokens exist the output is padded.
         rule: how priorities start and change, or its name as on the command line ("id", "mmr", "maxmin", "nms", "dpp",
             "coverage", "topk", "matrix", "elimination", "dart") for the published parameters; `IDSelection()` unless
             given.
@@ -149,7 +149,7 @@ def select(
     key = None
     is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
     tensors = features, importance, mask, cu_seqlens, grids, given
-    if is_plain and (plain_k := _plain(k)) is not None and not must_trace(*tensors) and not _is_mask(given):
+    if is_plain and (plain_k := _plain(k)) is not None and lie_in_memory(*tensors) and not _is_mask(given):
         raw = Inputs(features, importance, mask, cu_seqlens, None, grids, given)
         key, call = calls.find(raw, rule, plain_k, sort, backend)
         if call is not None:
@@ -245,18 +245,22 @@ def prepare(
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
 ) -> tuple[Inputs, list[int], Rule]:
-    """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name."""
+    """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name.
+
+    Values of plain tensors are then where their addresses say.
+    """
     rule = by_name(rule)() if isinstance(rule, str) else rule
     checks.check_rule(rule)
     checks.check_flag("sort", sort)
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
-    batched = cu_seqlens is not None or not _is_strided(features) or features.dim() != 2
+    batched = cu_seqlens is not None or not checks.is_dense(features) or features.dim() != 2
     inputs = Inputs(features, importance, mask, cu_seqlens, grids=grids, given=given)
     if not batched:
         importance, mask, given = (_with_batch_axis(t) for t in (importance, mask, given))
         inputs = Inputs(features.unsqueeze(0), importance, mask, grids=grids, given=given)
     checks.check_inputs(inputs, rule, batched)
+    inputs = Inputs(*(None if tensor is None else resolved(tensor) for tensor in inputs))  # type: ignore[arg-type]
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch, rule.rows_aside)
     inputs = as_tokens(inputs, max(counts))
@@ -267,12 +271,8 @@ def _is_mask(given: Any) -> bool:
     return isinstance(given, torch.Tensor) and given.dtype is torch.bool
 
 
-def _is_strided(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
-
-
 def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
-    return value.unsqueeze(0) if value is not None and _is_strided(value) else value
+    return value.unsqueeze(0) if checks.is_dense(value) and value is not None else value
 
 
 def id_select(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .problem import Inputs, Problem
 from .rules import DART, Coverage, HardSuppress, MaxMin, Rule
@@ -35,6 +36,7 @@ __all__ = [
     "check_text",
     "check_values",
     "form_of",
+    "is_dense",
 ]
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -264,6 +266,14 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must not be a nested tensor; pass its values with cu_seqlens")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if isinstance(value, UninitializedTensorMixin):
+        raise TypeError(f"{name} must have values, got an {type(value).__name__}; run its lazy module once before")
+
+
+def is_dense(value: Any) -> bool:
+    """Whether `check_tensor` takes it, but for a DTensor: strided, of one shape, and initialised."""
+    is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
+    return is_strided and not isinstance(value, UninitializedTensorMixin)
 
 
 def _check_device(name: str, value: torch.Tensor, features: torch.Tensor, whose: str = "features") -> None:
@@ -456,6 +466,11 @@ def check_out(out: Any, like: Sequence[torch.Tensor]) -> None:
             raise ValueError(f"{name} must be {_in_words(form_of(wanted))}, got {_in_words(form_of(tensor))}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+        if tensor.is_neg() or (tensor.numel() and not tensor.data_ptr()):
+            kind = "a pending negation" if tensor.is_neg() else "no memory of its own"
+            raise ValueError(f"{name} must be memory that can be written, got a tensor with {kind}; pass its .clone()")
+        if tensor.requires_grad:
+            raise ValueError(f"{name} must not require grad, for a selection has no gradient; pass its .detach()")
 
 
 def check_is_plain(what: str, is_traced: bool) -> None:

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from . import checks
 from .problem import Inputs
-from .tracing import sym_max, sym_min
+from .rules import LARGEST_INTEGER
+from .tracing import resolved, sym_max, sym_min
 
 __all__ = ["Count", "check_count", "device_counts", "host_counts", "on_device", "resolve"]
 
@@ -38,7 +40,7 @@ def resolve(
         counts = device_counts(k, inputs, batch)
         if k_max is None:
             raise TypeError("k as a tensor needs k_max=, the width of the outputs: its values are not read; got None")
-        return [check_count("k_max", k_max)], counts
+        return [_width("k_max", k_max)], counts
     if k_max is not None:
         raise TypeError(f"k_max goes with k as a tensor or with keep_ratio, got k_max={k_max!r} with k={k!r}")
     return host_counts(k, batch), None
@@ -49,11 +51,11 @@ def host_counts(k: Any, batch: int) -> list[int]:
     if isinstance(k, np.ndarray):
         k = k.tolist()
     if isinstance(k, str) or not isinstance(k, Sequence):
-        return [check_count("k", k)]
+        return [_width("k", k)]
     if len(k) != batch:
         raise ValueError(f"k must be an int or a list of B = {batch} ints, got a list of {len(k)}")
     # An empty list would leave the width of the output open.
-    return [check_count(f"k[{i}]", count) for i, count in enumerate(k)] or [0]
+    return [_width(f"k[{i}]", count) for i, count in enumerate(k)] or [0]
 
 
 def check_count(name: str, value: Any, low: int = 0) -> int:
@@ -70,15 +72,24 @@ def check_count(name: str, value: Any, low: int = 0) -> int:
     return value  # type: ignore[return-value]  # a SymInt under tracing
 
 
+def _width(name: str, value: Any) -> int:
+    """A count that may be how wide the outputs are."""
+    count = check_count(name, value)
+    if isinstance(count, int) and count > LARGEST_INTEGER:  # a SymInt would get a guard, and memory ends before
+        raise ValueError(f"{name} must be <= {LARGEST_INTEGER}, the largest int32, got {count}")
+    return count
+
+
 def device_counts(k: torch.Tensor, inputs: Inputs, batch: int) -> torch.Tensor:
     """Counts on the device: (B,) int32 or int64."""
+    checks.check_tensor("k", k)
     if k.dtype not in _INTEGERS:
         raise TypeError(f"k as a tensor must hold integers, got {k.dtype}")
     if k.dim() > 1 or (k.dim() == 1 and k.shape[0] != batch):
         raise ValueError(f"k as a tensor must be (B,) = ({batch},), or one number, got shape {tuple(k.shape)}")
     if k.device != inputs.features.device:
         raise ValueError(f"k must be on the device of features ({inputs.features.device}), got {k.device}")
-    k = k if k.dtype in (torch.int32, torch.int64) else k.to(torch.int32)
+    k = resolved(k) if k.dtype in (torch.int32, torch.int64) else k.to(torch.int32)
     return k.expand(batch) if k.dim() == 0 else k
 
 
@@ -110,7 +121,7 @@ def _of_ratio(keep_ratio: Any, k_max: Any, inputs: Inputs, rows_aside: int) -> t
     if not 0 < ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio!r}")
     most: Any = sym_max(1, round(ratio * (features.shape[-2] - rows_aside)))
-    cap = most if k_max is None else check_count("k_max", k_max)
+    cap = most if k_max is None else _width("k_max", k_max)
     if inputs.mask is None and inputs.cu_seqlens is None:
         return [sym_min(most, cap)], None
     # MPS has no float64. There a product may round the other way at a half.

@@ -12,7 +12,7 @@ from .arithmetic import ieee_arithmetic
 from .combine import combine, nearest
 from .counts import check_count
 from .selection import Selection
-from .tracing import exportable, is_read_freely, is_transformed, must_trace
+from .tracing import exportable, is_read_freely, is_transformed, must_trace, resolved
 
 __all__ = ["HOW", "How", "Merged", "bipartite_pairing", "merge"]
 
@@ -133,7 +133,7 @@ def _check_values(
     """Values whose reading waits for nothing."""
     longest = torch.tensor(hidden.shape[-2])
     if cu_seqlens is not None:
-        checks.check_offsets(cu_seqlens.tolist(), hidden.shape[0])
+        checks.check_offsets(resolved(cu_seqlens).tolist(), hidden.shape[0])
         longest = cu_seqlens.diff()[:, None]
         if max_seqlen is not None and len(longest) and int(longest.max()) > max_seqlen:
             raise ValueError(f"max_seqlen must be at least {int(longest.max())}, the longest sample, got {max_seqlen}")

@@ -12,7 +12,7 @@ from .engines.base import Launcher, Outputs
 from .problem import Inputs, Problem
 from .rules import IDSelection, Rule
 from .selection import Selection
-from .tracing import must_trace
+from .tracing import lie_in_memory, must_trace, resolved
 
 __all__ = ["Plan", "plan"]
 
@@ -75,8 +75,8 @@ class Plan:
             features, importance, mask, cu_seqlens, grids, given: as `plan` had them: of the same shapes, dtypes and
                 device, and those that it did not have not either. Values and strides are free.
             k: where a tensor was planned: another one like it. None: that one, with the values that it has by now.
-            out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example. None:
-                those of the plan, `plan.out`, which the next run overwrites.
+            out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example, which do
+                not require grad. None: those of the plan, `plan.out`, which the next run overwrites.
 
         Returns:
             A `Selection` of the tensors that were filled. In `torch.compile` and under transforms of torch a run is a
@@ -92,14 +92,19 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
-        tensors = features, importance, mask, cu_seqlens, grids, given
-        if must_trace(*tensors, k if isinstance(k, torch.Tensor) else None):
-            return self._traced(Inputs(*tensors[:4], None, grids, given), k, out)
+        counts = k if isinstance(k, torch.Tensor) else None
+        if not lie_in_memory(features, importance, mask, cu_seqlens, grids, given, counts):
+            tensors = Inputs(features, importance, mask, cu_seqlens, counts, grids, given)
+            if must_trace(*tensors):
+                return self._traced(tensors._replace(counts=None), k, out)
+            features, importance, mask, cu_seqlens, counts, grids, given = _resolved(tensors)
+            k = k if counts is None else counts
         counts = self._counts
         if k is not None or self._recounts:
-            counts = self._counted(Inputs(*tensors[:4], None, grids, given), k)
+            counts = self._counted(Inputs(features, importance, mask, cu_seqlens, None, grids, given), k)
         try:
-            launcher = self._launchers.get(calls.layout_of(*tensors[:4], counts, grids, given))
+            layout = calls.layout_of(features, importance, mask, cu_seqlens, counts, grids, given)
+            launcher = self._launchers.get(layout)
         except RuntimeError:  # a tensor without strides
             launcher = None
         if launcher is None:
@@ -143,6 +148,14 @@ class Plan:
         for to, tensor in zip(out, found, strict=True):
             to.copy_(tensor)
         return Selection(*out)
+
+
+def _resolved(given: Inputs) -> Inputs:
+    """Tensors of a run whose values are not all in memory, or that are none."""
+    for field, tensor in zip(Inputs._fields, given, strict=True):
+        if tensor is not None and field != "counts":
+            checks.check_tensor(field, tensor)
+    return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))  # type: ignore[arg-type]
 
 
 def _without_counts(given: Inputs) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A rule is a small frozen dataclass. It validates its parameters, says what the g
 crosses every boundary (operator schema, C++ interface, kernel launch) as `encode()`: an integer id and a list of
 floats. The formulas below use c_ij for the cosine similarity of tokens i and j, and p for the priority of the pick.
 
+Parameters are checked against what every engine computes in, so that none can mean two things: a number is 0 or within
+the normal range of float32, an integer is one of int32. They are kept as Python's float and int, whatever they came as.
+
 Two rules, `Elimination` and `DART`, are not greedy: they decide on all picks at once.
 """
 
@@ -20,6 +23,7 @@ from typing import Any, ClassVar, Literal, get_args
 __all__ = [
     "DART",
     "DPP",
+    "LARGEST_INTEGER",
     "MMR",
     "RULES",
     "Combine",
@@ -38,6 +42,13 @@ __all__ = [
     "by_name",
     "decode",
 ]
+
+
+# Of int32, in which engines count tokens, picks and cells.
+LARGEST_INTEGER = 2**31 - 1
+# The normal range of float32.
+_LEAST_NORMAL = 2.0**-126
+_LARGEST_FLOAT = (2.0 - 2.0**-23) * 2.0**127
 
 
 class State(enum.Enum):
@@ -99,6 +110,11 @@ class Rule:
     def rows_aside(self) -> int:
         return 0
 
+    def _set(self, **parameters: float | int | tuple[int, ...]) -> None:
+        """Parameters in the form that engines compute with, for which they were checked."""
+        for name, value in parameters.items():
+            object.__setattr__(self, name, value)
+
     def encode(self) -> tuple[int, list[float]]:
         """The rule as `(rule_id, params)`, the only form in which it crosses into an operator or a kernel."""
         return self.rule_id, self._params()
@@ -146,9 +162,9 @@ class IDSelection(Rule):
     _TIES: ClassVar[tuple[Ties, ...]] = get_args(Ties)
 
     def __post_init__(self) -> None:
-        _check_number("IDSelection", "gamma", self.gamma, low=0.0)
+        self._set(gamma=_number("IDSelection", "gamma", self.gamma, low=0.0))
         if self.floor is not None:
-            _check_number("IDSelection", "floor", self.floor, hint=" (None means no floor)")
+            self._set(floor=_number("IDSelection", "floor", self.floor, hint=" (None means no floor)"))
         _check_word("IDSelection", "ties", self.ties, self._TIES)
         if self.ties == "importance" and (self.floor is None or self.floor < 0):
             raise ValueError(f"IDSelection: ties='importance' needs a floor >= 0, got floor={self.floor!r}")
@@ -188,8 +204,8 @@ class MMR(Rule):
     rule_id: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _check_number("MMR", "lam", self.lam, low=0.0, high=1.0)
-        _check_int("MMR", "parallel_k", self.parallel_k, low=1)
+        self._set(lam=_number("MMR", "lam", self.lam, low=0.0, high=1.0))
+        self._set(parallel_k=_integer("MMR", "parallel_k", self.parallel_k, low=1))
 
     def _params(self) -> list[float]:
         return [float(self.lam), float(self.parallel_k)]
@@ -241,7 +257,7 @@ class MaxMin(Rule):
 
     def __post_init__(self) -> None:
         if self.start is not None:
-            _check_int("MaxMin", "start", self.start, low=0)
+            self._set(start=_integer("MaxMin", "start", self.start, low=0))
         if not isinstance(self.weighted, bool):
             raise TypeError(f"MaxMin: weighted must be True or False, got {self.weighted!r}")
 
@@ -283,14 +299,16 @@ class HardSuppress(Rule):
     short_name: ClassVar[str] = "nms"
 
     def __post_init__(self) -> None:
-        _check_number("HardSuppress", "threshold", self.threshold, low=-1.0, high=1.0)
-        _check_int("HardSuppress", "radius", self.radius, low=0)
+        self._set(threshold=_number("HardSuppress", "threshold", self.threshold, low=-1.0, high=1.0))
+        self._set(radius=_integer("HardSuppress", "radius", self.radius, low=0))
         if self.grid is None:
             return
         if not isinstance(self.grid, tuple) or len(self.grid) != 2:
             raise TypeError(f"HardSuppress: grid must be a tuple (height, width) or None, got {self.grid!r}")
-        for side in self.grid:
-            _check_int("HardSuppress", "grid", side, low=1)
+        height, width = (_integer("HardSuppress", "grid", side, low=1) for side in self.grid)
+        if height * width > LARGEST_INTEGER:
+            raise ValueError(f"HardSuppress: grid must have at most {LARGEST_INTEGER} cells, got {height} x {width}")
+        self._set(grid=(height, width))
 
     def _params(self) -> list[float]:
         height, width = self.grid or (0, 0)
@@ -329,7 +347,7 @@ class DPP(Rule):
     state: ClassVar[State] = State.HISTORY
 
     def __post_init__(self) -> None:
-        _check_number("DPP", "eps", self.eps, low=1e-6, high=1.0)
+        self._set(eps=_number("DPP", "eps", self.eps, low=1e-6, high=1.0))
 
     def _params(self) -> list[float]:
         return [float(self.eps)]
@@ -372,7 +390,7 @@ class Coverage(Rule):
         return False
 
     def __post_init__(self) -> None:
-        _check_number("Coverage", "alpha", self.alpha, low=0.0)
+        self._set(alpha=_number("Coverage", "alpha", self.alpha, low=0.0))
         _check_word("Coverage", "combine", self.combine, self._COMBINE)
 
     def _params(self) -> list[float]:
@@ -466,7 +484,7 @@ class Elimination(Rule):
         return True
 
     def __post_init__(self) -> None:
-        _check_number("Elimination", "important", self.important, low=0.0, high=1.0)
+        self._set(important=_number("Elimination", "important", self.important, low=0.0, high=1.0))
         _check_word("Elimination", "order", self.order, self._ORDERS)
 
     def _params(self) -> list[float]:
@@ -515,8 +533,8 @@ class DART(Rule):
         return self.text_pivots
 
     def __post_init__(self) -> None:
-        _check_int("DART", "pivots", self.pivots, low=0)
-        _check_int("DART", "text_pivots", self.text_pivots, low=0)
+        self._set(pivots=_integer("DART", "pivots", self.pivots, low=0))
+        self._set(text_pivots=_integer("DART", "text_pivots", self.text_pivots, low=0))
         if self.pivots == self.text_pivots == 0:
             raise ValueError("DART: pivots + text_pivots must be >= 1, got 0 and 0")
 
@@ -584,22 +602,31 @@ def _as_float(value: Any) -> float:
         return math.inf
 
 
-def _check_number(
-    rule: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = ""
-) -> None:
+def _number(rule: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf, hint: str = "") -> float:
+    """A parameter as a float that every engine can hold."""
     is_number = isinstance(value, (int, float, numbers.Real))
     if isinstance(value, bool) or not is_number:
         raise TypeError(f"{rule}: {name} must be a number{hint}, got {value!r}")
     number = _as_float(value)
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(f"{rule}: {name} must be {_interval(low, high)}{hint}, got {value!r}")
+    # Beyond float32 some engines raise and others compute with infinity; a subnormal of it is 0 to some.
+    if number != 0 and not _LEAST_NORMAL <= abs(number) <= _LARGEST_FLOAT:
+        sizes = f"{_LEAST_NORMAL:.9g} to {_LARGEST_FLOAT:.9g} in size"
+        raise ValueError(f"{rule}: {name} must be 0 or {sizes}, as float32 holds it{hint}, got {value!r}")
+    return number + 0.0  # -0.0 + 0.0 is 0.0
 
 
-def _check_int(rule: str, name: str, value: Any, low: int) -> None:
+def _integer(rule: str, name: str, value: Any, low: int) -> int:
+    """A parameter as an int that every engine can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{rule}: {name} must be an integer, got {value!r}")
-    if value < low:
+    number = int(value)
+    if number < low:
         raise ValueError(f"{rule}: {name} must be >= {low}, got {value}")
+    if number > LARGEST_INTEGER:
+        raise ValueError(f"{rule}: {name} must be <= {LARGEST_INTEGER}, the largest int32, got {value}")
+    return number
 
 
 def _interval(low: float, high: float) -> str:

@@ -1,13 +1,21 @@
-"""Whether a call has to be an operator that others can see, and values may be read."""
+"""Whether a call has to be an operator that others can see, values may be read, and where a tensor has them."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["exportable", "is_read_freely", "is_transformed", "must_trace", "sym_max", "sym_min"]
+__all__ = [
+    "exportable",
+    "is_read_freely",
+    "is_transformed",
+    "lie_in_memory",
+    "must_trace",
+    "resolved",
+    "sym_max",
+    "sym_min",
+]
 
 # As `max` and `min` of sizes, without a guard on which is which; only some versions of torch have types for them.
 sym_max: Any = torch.sym_max
@@ -19,16 +27,54 @@ def must_trace(*tensors: torch.Tensor | None) -> bool:
 
     `is_compiling()` alone is not enough: it is False under fake tensors, `make_fx` and dispatch modes.
     """
-    if torch.compiler.is_compiling():
-        return True
-    if _get_current_dispatch_mode() is not None or torch._C._get_tracing_state() is not None:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_function_stack() > 0:
+    if _is_watched():
         return True
     for tensor in tensors:  # noqa: SIM110  # any() over a generator takes 1 µs longer
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
             return True
     return False
+
+
+def lie_in_memory(*tensors: torch.Tensor | None) -> bool:
+    """Whether nothing is watching operators, and all values of the tensors lie where their addresses say.
+
+    False for what `must_trace` is True for, and for a pending negation (`Tensor.is_neg`), zeros that are kept nowhere
+    (`torch._efficientzerotensor`), layouts without strides, and tensors without elements.
+    """
+    if _is_watched():
+        return False
+    try:
+        for tensor in tensors:
+            if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or not tensor.data_ptr()):
+                return False
+    except RuntimeError:  # no address at all
+        return False
+    return True
+
+
+def resolved(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its values in memory, for engines that read that: itself, unless they have to be written down.
+
+    What is traced stays as it is, for torch does the same on the way into an operator.
+    """
+    if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
+        return tensor
+    return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor.resolve_neg()
+
+
+# Looked up once, because each call asks all of them.
+_is_compiling = torch.compiler.is_compiling
+_tracing_state: Any = torch._C._get_tracing_state
+_transforms: Any = torch._C._functorch.peek_interpreter_stack
+_function_modes: Any = torch._C._len_torch_function_stack
+_dispatch_modes: Any = torch._C._len_torch_dispatch_stack
+
+
+def _is_watched() -> bool:
+    """Whether something is watching operators."""
+    if _is_compiling() or _dispatch_modes() or _function_modes():
+        return True
+    return _tracing_state() is not None or _transforms() is not None
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -8,7 +8,7 @@ import torch
 
 from ..problem import Inputs, Problem
 
-__all__ = ["GRAM_BUDGET_BYTES", "Engine", "Launcher", "Outputs", "empty_outputs"]
+__all__ = ["GRAM_BUDGET_BYTES", "Engine", "Launcher", "Outputs", "empty_outputs", "in_int32"]
 
 # What the similarities of a sample may take, in every engine: N = 16384 in float32. Beyond it an engine computes rows
 # or panels when they are needed, and a batch whose Grams exceed it together runs in parts.
@@ -86,3 +86,13 @@ def empty_outputs(problem: Problem, width: int) -> Outputs:
         torch.empty_strided(shape, strides, dtype=torch.int64, device=device),
         torch.empty_strided(shape, strides, dtype=torch.float32, device=device),
     )
+
+
+def in_int32(integers: torch.Tensor, low: int = -(2**31), high: int = 2**31 - 1) -> torch.Tensor:
+    """Packed, as int32, those of int64 cut to [low, high].
+
+    Nobody has read them where they lie on a GPU, and what is cut to 32 bits may be anything: a k of 2**32 would be 0.
+    """
+    if integers.dtype is torch.int64:
+        integers = integers.clamp(low, high).to(torch.int32)
+    return integers.contiguous()

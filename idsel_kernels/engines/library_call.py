@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..problem import Inputs, Problem
-from .base import Outputs, empty_outputs
+from .base import Outputs, empty_outputs, in_int32
 
 __all__ = ["LibraryCall", "address"]
 
@@ -60,13 +60,13 @@ class LibraryCall:
         importance: torch.Tensor | None,
         *of_samples: torch.Tensor | None,
     ) -> tuple[Any, ...]:
-        """Copies of what the library cannot read as it lies, packed; `of_samples` hold integers."""
+        """Copies of what the library cannot read as it lies, packed; `of_samples` are offsets, counts and grids."""
         if self._packs_rows:
             features = features.contiguous()
         if self._converts and importance is not None:
             importance = importance.to(torch.float32, memory_format=torch.contiguous_format)
         if self._narrows:
-            of_samples = tuple(None if t is None else t.to(torch.int32).contiguous() for t in of_samples)
+            of_samples = tuple(None if t is None else in_int32(t) for t in of_samples)
         return features, importance, *of_samples
 
     def outputs(self) -> Outputs:

@@ -15,7 +15,7 @@ from .. import _copies, _env
 from ..counts import on_device
 from ..problem import Inputs, Problem
 from ..rules import State
-from .base import GRAM_BUDGET_BYTES, Launcher, Outputs, empty_outputs
+from .base import GRAM_BUDGET_BYTES, Launcher, Outputs, empty_outputs, in_int32
 from .streams import StreamCounters, current_device, current_stream, own_zeros
 
 __all__ = ["ENGINE", "TritonEngine"]
@@ -148,10 +148,10 @@ class _Launcher:
         stream = current_stream(device) if is_gpu else 0
         workspace, own_counts, counters = self.memory or self._fresh(stream, is_gpu)
         if cu_seqlens is not None:
-            cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+            cu_seqlens = in_int32(cu_seqlens)
         if grids is not None:
-            grids = grids.to(torch.int32).contiguous()
-        counts = own_counts if counts is None else _in_int32(counts, self.width)
+            grids = in_int32(grids)
+        counts = own_counts if counts is None else in_int32(counts, 0, self.width)
         self.launch(
             stream,
             self.pointers(features, importance, mask, cu_seqlens, counts, grids, workspace, counters, indices, scores),
@@ -197,13 +197,6 @@ def _has_own_counts(problem: Problem) -> bool:
 
 def _is_empty(problem: Problem) -> bool:
     return 0 in (problem.batch, problem.k_max, problem.tokens)
-
-
-def _in_int32(counts: torch.Tensor, width: int) -> torch.Tensor:
-    """As the kernel takes them. It clamps to [0, width] itself, but what is cut to 32 bits may be anything."""
-    if counts.dtype is torch.int64:
-        counts = counts.clamp(0, width).to(torch.int32)
-    return counts.contiguous()
 
 
 def _gram_bytes(tokens: int) -> int:
