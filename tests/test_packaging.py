@@ -26,7 +26,7 @@ def test_the_license_is_where_every_setuptools_finds_it(settings: dict[str, Any]
     assert "license" in project["dynamic"]
     assert (ROOT / "LICENSE").is_file()
     (setuptools,) = (need for need in settings["build-system"]["requires"] if need.startswith("setuptools"))
-    assert setuptools == "setuptools>=61.2"  # the first that reads pyproject.toml; `make older-setuptools` builds with it
+    assert setuptools == "setuptools>=61.2"  # the first that does; `make older-setuptools` builds with it
 
 
 def test_the_installed_setuptools_reads_it_without_a_warning() -> None:
