@@ -7,11 +7,13 @@ WORKERS ?= 2
 TRITON_VERSIONS ?= 3.2.0 3.6.0
 # A version of transformers before the newest that is tested, with versions of what it needs.
 TRANSFORMERS ?= transformers==4.57.6 huggingface_hub<1 tokenizers<0.23
+SETUPTOOLS ?= setuptools==61.2.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage lint format docs bench report dev kernels triton-versions older-transformers cuda-all wheel clean
+.PHONY: demo test coverage lint format docs bench report dev kernels triton-versions older-transformers \
+    older-setuptools cuda-all wheel clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/idsel demo
@@ -44,13 +46,18 @@ kernels: $(VENV)/test.ready
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m interpreter
 
 # The oldest version of Triton that we support and the one on the last GPU that we had, beside the newest in `kernels`:
-# what they compile, and small inputs in their interpreters. That of 3.2 does not run on NumPy 2.4.
+# what they compile, and small inputs in their interpreters. Those before 3.7 do not run on NumPy 2.4: with the NumPy
+# that is installed the package has to say so, and what else runs has an older one.
 triton-versions: $(VENV)/test.ready
+	test -d build/older-numpy || $(PIP) --no-deps --target build/older-numpy 'numpy<2.4'
 	for version in $(TRITON_VERSIONS); do \
-	    folder=$(abspath build)/triton-$$version; \
-	    test -d $$folder || $(PIP) --no-deps --target $$folder triton==$$version 'numpy<2.4' || exit 1; \
-	    PYTHONPATH=$$folder $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_compile.py || exit 1; \
-	    PYTHONPATH=$$folder TRITON_INTERPRET=1 OMP_NUM_THREADS=1 \
+	    folder=$(abspath build)/triton-alone-$$version; \
+	    older=$$folder:$(abspath build)/older-numpy; \
+	    test -d $$folder || $(PIP) --no-deps --target $$folder triton==$$version || exit 1; \
+	    PYTHONPATH=$$folder $(BIN)/pytest tests/test_probe.py || exit 1; \
+	    PYTHONPATH=$$older $(BIN)/pytest tests/test_probe.py || exit 1; \
+	    PYTHONPATH=$$older $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_compile.py || exit 1; \
+	    PYTHONPATH=$$older TRITON_INTERPRET=1 OMP_NUM_THREADS=1 \
 	        $(BIN)/pytest -n $(WORKERS) -m every_triton tests/test_triton_interpreter.py || exit 1; \
 	done
 
@@ -58,6 +65,13 @@ triton-versions: $(VENV)/test.ready
 older-transformers: $(VENV)/test.ready
 	test -d build/older-transformers || $(PIP) --no-deps --target build/older-transformers $(TRANSFORMERS:%='%')
 	PYTHONPATH=build/older-transformers $(BIN)/pytest tests/test_transformers.py
+
+# The first setuptools that reads pyproject.toml, as `--no-build-isolation` finds it where nobody has updated it. The
+# metadata is all that it reads otherwise, so nothing is compiled. A release so old needs Python before 3.12.
+older-setuptools: $(VENV)/test.ready
+	test -d build/older-setuptools || $(PIP) --no-deps --target build/older-setuptools $(SETUPTOOLS) wheel packaging
+	PYTHONPATH=$(abspath build)/older-setuptools IDSEL_CPU=0 IDSEL_CUDA=0 $(BIN)/pip wheel --quiet \
+	    --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/older-setuptools-wheel .
 
 # Every architecture, with spilled registers as errors; needs nvcc and no GPU.
 cuda-all:

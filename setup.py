@@ -165,6 +165,7 @@ def _find_nvcc() -> str:
 
 
 setup(
+    license="Apache-2.0",  # in pyproject.toml it needs setuptools 77, which --no-build-isolation may not find
     packages=[
         "_idsel_start",
         "idsel_kernels",

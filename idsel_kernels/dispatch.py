@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from . import _env, checks
+from .engines import probe
 from .engines.base import Engine
 from .problem import Problem
 
@@ -79,26 +80,42 @@ def _load(name: str) -> Engine | str:
 
 
 def _refusals(name: str, problem: Problem | None, by_name: bool = True) -> list[str]:
+    """Why a backend cannot run a problem, or anything; what it takes to find out grows from check to check."""
     engine = _load(name)
     if isinstance(engine, str):
         return [engine]
-    reasons = engine.unavailable_reasons()
-    if reasons or problem is None:
+    if reasons := engine.unavailable_reasons():
         return reasons
-    reasons = engine.unsupported_reasons(problem)
-    if reasons or by_name:
-        return reasons
-    only_by_name = getattr(engine, "only_by_name_reasons", None)
-    return only_by_name(problem) if only_by_name is not None else []
+    if problem is not None:
+        reasons = engine.unsupported_reasons(problem)
+        only_by_name = getattr(engine, "only_by_name_reasons", None)
+        if not reasons and not by_name and only_by_name is not None:
+            reasons = only_by_name(problem)
+        if reasons:
+            return reasons
+    failure = probe.failure(engine, None if problem is None else problem.device)
+    return [failure] if failure is not None else []
+
+
+def _never_takes(name: str, problem: Problem) -> bool:
+    """Whether a backend has no use for a device, whatever its state: so CPU tensors touch no GPU."""
+    kinds = device_types(name)
+    return bool(kinds) and problem.device.type not in kinds
 
 
 def backend_status() -> dict[str, list[str]]:
-    """For every backend the reasons why it cannot run on this machine; an empty list where it can."""
+    """For every backend the reasons why it cannot run on this machine; an empty list where it can.
+
+    What has been tried is as for `available_backends`.
+    """
     return {name: _refusals(name, None) for name in BACKENDS}
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that can run on this machine, preferred first.
+    """The backends that can run on this machine, preferred first: the smallest call on each of them has been tried.
+
+    It is tried once in a process. On a GPU only if the process uses it already, since to initialise CUDA would keep it
+    from forking; until then a backend for GPUs is judged by what is installed, and its first call there decides.
 
     Example:
         >>> "torch" in available_backends()
@@ -156,6 +173,8 @@ def choose(problem: Problem, backend: str | None = None) -> Engine:
     """
     name, source = wanted(backend)
     for candidate in BACKENDS if name is None else (name,):
+        if name is None and _never_takes(candidate, problem):
+            continue
         reasons = _refusals(candidate, problem, by_name=name is not None)
         if not reasons:
             engine = _load(candidate)

@@ -22,6 +22,8 @@ X, S = torch.randn(1, 6, 4), torch.rand(1, 6)
 class _Recorder:
     """An engine that notes what it was asked to do and lets the torch engine do it."""
 
+    device_types = ()
+
     def __init__(self, name: str, unavailable: list[str] | None = None, unsupported: list[str] | None = None) -> None:
         self.name, self.unavailable, self.unsupported = name, unavailable or [], unsupported or []
         self.problems: list[Problem] = []

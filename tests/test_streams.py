@@ -22,7 +22,7 @@ def test_a_stream_keeps_its_counters() -> None:
 def test_graphs_take_counters_that_were_zeroed_before() -> None:
     counters = StreamCounters(torch.int32)
     counters.zeros(8, CPU, 1, False)
-    stock = counters._stocks[None]
+    stock, _ = counters._stocks[None]
     before = len(stock)
     graphs = [counters.zeros(8, CPU, 1, True) for _ in range(before)]
     assert not stock and len({graph.data_ptr() for graph in graphs}) == before

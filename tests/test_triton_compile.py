@@ -15,13 +15,13 @@ pytest.importorskip("triton", reason="triton is not installed (pip install 'idse
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-import triton
-
+from bench.tools import triton_resources
 from bench.tools.triton_resources import (
     ASYNCHRONOUS_COPY,
     FAMILIES,
+    KNOWN,
     SHARED_LIMIT,
-    TARGETS,
+    VERSION,
     Variant,
     compile_for,
     compiled_for,
@@ -30,9 +30,6 @@ from bench.tools.triton_resources import (
 
 pytestmark = pytest.mark.kernels
 
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-# Triton 3.2 stops the process on compute capability 10.0 and later, and looks for a ROCm installation to link.
-KNOWN = [target for target in TARGETS if VERSION >= (3, 3) or target in ("cuda:80", "cuda:90")]
 CUDA = [target for target in KNOWN if target.startswith("cuda")]
 
 # One rule where another path of the kernel or the table is taken than in the usual call.
@@ -121,7 +118,23 @@ def test_rows_of_similarities_are_loaded_by_vectors() -> None:
     assert len(re.findall(r"ld\.global\.cg\.v4\.b32", ptx)) >= 2
 
 
-def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.every_triton
+def test_the_command_prints_a_row_for_each_target_that_this_triton_knows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert VERSION >= (3, 3) or KNOWN == ("cuda:80", "cuda:90")
+    monkeypatch.setattr(triton_resources, "default_variants", lambda names: [Variant("TopK")])
+    assert main([]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["target", "variant", "warps", "registers", "stack", "shared", "matrix", "seconds"]
+    assert [row.split()[0] for row in rows] == list(KNOWN)
+    monkeypatch.setattr(triton_resources, "KNOWN", ("cuda:80",))
+    with pytest.raises(SystemExit):
+        main(["--targets", "cuda:80", "cuda:90"])
+    assert re.search(r"--targets: triton \S+ compiles for cuda:80, got cuda:90", capsys.readouterr().err)
+
+
+def test_the_command_refuses_what_is_no_target(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--targets", "cuda:60"])
     assert "cuda:60" in capsys.readouterr().err

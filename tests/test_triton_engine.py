@@ -16,6 +16,7 @@ import torch
 
 import idsel_kernels as idsel
 from idsel_kernels import dispatch
+from idsel_kernels.engines import probe
 from idsel_kernels.engines import triton as engine
 from idsel_kernels.engines.base import in_int32
 from idsel_kernels.problem import Problem
@@ -42,12 +43,14 @@ def _problem(rule: idsel.Rule, device: str = "cuda:0", tokens: int = 576, **more
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretends that there are a GPU and a working Triton, and nothing is interpreted."""
     monkeypatch.setattr(engine, "_installation", lambda: None)
+    monkeypatch.setattr(engine, "_numpy_too_new", lambda: None)
     monkeypatch.setattr(engine, "_has_gpu", lambda: True)
     monkeypatch.setattr(engine, "_interpreted", lambda: False)
     launch = ModuleType("launch")
     launch.RULE_IDS = {rule.rule_id for rule in GREEDY.values()}  # type: ignore[attr-defined]
     monkeypatch.setattr(engine, "_too_new", lambda index: None)
     monkeypatch.setattr(engine, "_load", lambda: launch)
+    monkeypatch.setattr(probe, "failure", lambda engine, device=None: None)
 
 
 # --- Who is chosen, and why not ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     python -m bench.tools.triton_resources [--targets cuda:90 hip:gfx942] [--rules IDSelection] [--markdown]
 
-Compiles with the compiler inside Triton for each target; nothing runs. Signature, constants and attributes are those
+Compiles with the compiler inside Triton for each target, by default for all that the installed Triton knows; nothing
+runs. Signature, constants and attributes are those
 that Triton's own binder gives the arguments of a call, so what is shown is what a call compiles. A stack of 0 bytes
 means that nothing spilled.
 """
@@ -35,6 +36,9 @@ TARGETS = {
     "cuda:120": GPUTarget("cuda", 120, 32),
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# Triton 3.2 stops the process on compute capability 10.0 and later, and looks for a ROCm installation to link.
+KNOWN = tuple(target for target in TARGETS if VERSION >= (3, 3) or target in ("cuda:80", "cuda:90"))
 # What a block may have, in bytes.
 SHARED_LIMIT = {
     "cuda:80": 163 * 1024, "cuda:90": 227 * 1024, "cuda:100": 227 * 1024, "cuda:120": 99 * 1024,
@@ -206,10 +210,13 @@ def default_variants(names: list[str]) -> Iterator[Variant]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=KNOWN)
     parser.add_argument("--rules", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--markdown", action="store_true", help="registers and shared memory")
     options = parser.parse_args(arguments)
+    if unknown := [target for target in options.targets if target not in KNOWN]:
+        knows = f"triton {triton.__version__} compiles for {', '.join(KNOWN)}"
+        parser.error(f"--targets: {knows}, got {', '.join(unknown)}")
     variants = list(default_variants(options.rules))
     if options.markdown:
         print(f"| registers, KiB shared | {' | '.join(options.targets)} |")

@@ -181,7 +181,9 @@ py::list rules() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// Nothing here needs the GIL: a `Call` does not change once it is made, all else belongs to the thread that calls
+// (tests/test_threads.py).
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.doc() = "The compiled library behind idsel_kernels; use it through the package.";
     m.attr("ABI") = idsel_abi();
     // By position: matching a dozen names would take microseconds of every call.

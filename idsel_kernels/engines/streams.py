@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -9,6 +10,7 @@ import torch
 __all__ = ["StreamCounters", "current_device", "current_stream", "own_zeros"]
 
 _LEAST = 256  # so that a batch larger than the first needs no new ones, up to this size
+_NO_STOCK: tuple[list[torch.Tensor], int] = ([], 0)
 _STOCK = 64  # launches that are captured before a call outside of a capture has to fill it again
 
 
@@ -49,7 +51,8 @@ class StreamCounters:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._stocks: dict[int | None, list[torch.Tensor]] = {}
+        self._lock = threading.Lock()  # of the stocks: two threads may capture at once, each on its stream
+        self._stocks: dict[int | None, tuple[list[torch.Tensor], int]] = {}
         self._given: list[torch.Tensor] = []  # to graphs, whose end nobody tells
         self.by_stream: dict[tuple[int | None, int], torch.Tensor] = {}
 
@@ -61,19 +64,29 @@ class StreamCounters:
         counters = self.by_stream.get(key)
         if counters is None or len(counters) < count:
             counters = self.by_stream[key] = _kept_zeros((max(count, _LEAST),), self._dtype, device)
-        stock = self._stocks.get(device.index)
-        if not stock or len(stock[-1]) < count:
-            fresh = _kept_zeros((_STOCK, max(count, _LEAST)), self._dtype, device)
-            self._stocks[device.index] = list(fresh.unbind())
+        if not self._stock_for(count, device):
+            with self._lock:
+                self._fill_stock(count, device)
         return counters
 
+    def _stock_for(self, count: int, device: torch.device) -> list[torch.Tensor]:
+        """What a capture may take; empty where there is nothing large enough. All in a stock are of one size."""
+        stock, size = self._stocks.get(device.index, _NO_STOCK)
+        return stock if size >= count else []
+
+    def _fill_stock(self, count: int, device: torch.device) -> None:
+        if not self._stock_for(count, device):  # another thread may have been here
+            fresh = _kept_zeros((_STOCK, max(count, _LEAST)), self._dtype, device)
+            self._stocks[device.index] = list(fresh.unbind()), fresh.shape[1]
+
     def _of_graph(self, count: int, device: torch.device) -> torch.Tensor:
-        stock = self._stocks.get(device.index)
-        if not stock or len(stock[-1]) < count:
-            # No call outside of a capture has filled it: the graph clears its counters itself.
-            return torch.zeros(count, dtype=self._dtype, device=device)
-        self._given.append(stock.pop())
-        return self._given[-1]
+        with self._lock:
+            stock = self._stock_for(count, device)
+            if stock:
+                self._given.append(counters := stock.pop())
+                return counters
+        # No call outside of a capture has filled it: the graph clears its counters itself.
+        return torch.zeros(count, dtype=self._dtype, device=device)
 
 
 def _kept_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -22,6 +22,10 @@ __all__ = ["ENGINE", "TritonEngine"]
 
 _LEAST_VERSION = (3, 2)
 _KNOWS_BLACKWELL = (3, 3)
+# Before this its interpreter makes an integer of an array of one number, which NumPy from that version on refuses
+# (triton-lang/triton#9171).
+_INTERPRETS_WITH_NEW_NUMPY = (3, 7)
+_NEW_NUMPY = (2, 4)
 # Tiles of a triangle are counted in 32 bits.
 _MAX_TOKENS = 2**21
 
@@ -44,6 +48,8 @@ class TritonEngine:
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""
         if (reason := _installation()) is not None:
+            return [reason]
+        if _interpreted() and (reason := _numpy_too_new()) is not None:
             return [reason]
         if _interpreted() or _has_gpu():
             return [] if isinstance(loaded := _load(), ModuleType) else [loaded]
@@ -231,18 +237,33 @@ def _installation() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'idsel_kernels[triton]'; it exists for Linux)"
     if (version := _version()) is not None and version < _LEAST_VERSION:
-        least, got = (".".join(map(str, numbers)) for numbers in (_LEAST_VERSION, version))
-        return f"triton must be at least {least}, got {got}"
+        return f"triton must be at least {_dotted(_LEAST_VERSION)}, got {_dotted(version)}"
     return None
 
 
-def _version() -> tuple[int, ...] | None:
-    """Of the installed Triton, major and minor; None where it does not say."""
+@functools.cache
+def _numpy_too_new() -> str | None:
+    """Why Triton's interpreter does not run with the NumPy that is installed; None where nothing is known."""
+    version, numpy = _version(), _version("numpy")
+    if version is None or numpy is None or version >= _INTERPRETS_WITH_NEW_NUMPY or numpy < _NEW_NUMPY:
+        return None
+    return (
+        f"the interpreter of triton {_dotted(version)} does not run with numpy {_dotted(numpy)}: it needs numpy before "
+        f"{_dotted(_NEW_NUMPY)}, or triton {_dotted(_INTERPRETS_WITH_NEW_NUMPY)} or later"
+    )
+
+
+def _version(package: str = "triton") -> tuple[int, ...] | None:
+    """Of an installed package, major and minor; None where it does not say."""
     try:
-        version = importlib.metadata.version("triton")
+        version = importlib.metadata.version(package)
         return tuple(int(part) for part in version.split(".")[:2])
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None  # built from source or renamed: it may well do
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 @functools.cache
@@ -251,7 +272,7 @@ def _too_new(index: int) -> str | None:
     version, arch = _version(), _arch(index)
     if version is None or version >= _KNOWS_BLACKWELL or arch < 100:
         return None
-    return f"compute capability {arch // 10}.{arch % 10} needs triton 3.3 or later, got {'.'.join(map(str, version))}"
+    return f"compute capability {arch // 10}.{arch % 10} needs triton 3.3 or later, got {_dotted(version)}"
 
 
 @functools.cache
