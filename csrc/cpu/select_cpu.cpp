@@ -45,6 +45,7 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     sample.n = place.count;
     sample.dim = args.dim;
     sample.k = args.k[args.k_count == 1 ? 0 : b];
+    if (args.gram_budget > 0) sample.gram_budget = args.gram_budget;
     const auto size = static_cast<size_t>(place.count);
     sample.tier.assign(size, Tier::kNoPriority);
     if (args.mask != nullptr) {
