@@ -47,7 +47,7 @@ __all__ = [
 # A priority of this size comes from an importance of +inf, and says nothing about the size of the others.
 _ENORMOUS = 2.0**62
 _TINY = 2.0**-126
-# Replays keep the Gram in float64 up to this size, and compute rows above it.
+# Replays keep the Gram in float64 up to this size, and compute rows, or bands of rows, above it.
 _FULL_GRAM_BYTES = 2**30
 
 
@@ -289,7 +289,7 @@ class _Replay(NamedTuple):
 
 def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tensor, count: int, sample: int) -> _Replay:
     """`picks` (k,) with `scores`, of which `count` were asked for."""
-    full = rule.state is State.COVERAGE or inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
+    full = inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
     batch = Batch(inputs, torch.float64, full)
     oracle, oracle_scores, margin = _oracle_run(batch, rule, len(picks), count)
     defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count)]
