@@ -41,6 +41,7 @@ from .coverage_gains import BandGains, GramGains
 
 __all__ = [
     "ENGINE",
+    "ENORMOUS",
     "Batch",
     "RuleState",
     "Standing",
@@ -68,6 +69,9 @@ _TILE = 512
 _LARGEST = torch.finfo(torch.float32).max
 _LARGEST_QUALITY = 2.0**63
 _LARGEST_SALIENCY = 2.0**100  # and the largest weight of a distance
+
+# A priority of this size comes from an importance of +inf, or nearly, and says nothing about the size of the others.
+ENORMOUS = 2.0**62
 
 # A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
 # way inside this band.
@@ -267,6 +271,12 @@ class RuleState:
         """
         return 0.0
 
+    def coarseness(self) -> torch.Tensor:
+        """(B, N), what the rounding of a token's priority is relative to where its factor is so large that the largest
+        priority of others says nothing about it; 0 elsewhere.
+        """
+        return torch.zeros_like(self.batch.importance)
+
     @classmethod
     def has_edge(cls, rule: Rule) -> bool:
         """Whether tokens lose their priorities at an edge, on either side of which rounding may put them."""
@@ -428,6 +438,14 @@ class CoverageState(RuleState, rule=Coverage):
 
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
         return self._priorities(self.gains.after(pick))
+
+    def coarseness(self) -> torch.Tensor:
+        if self.combine == "add" or 0 in self.batch.shape:
+            return super().coarseness()
+        # A gain is rounded relative to the largest ones, however little of it is left.
+        gain = torch.where(self.batch.takes_part, self.gains.first(), 0.0).amax(1, keepdim=True)
+        coarse = torch.where(self.batch.takes_part, gain * self.saliency.abs(), 0.0)
+        return torch.where(coarse < ENORMOUS, 0.0, coarse)
 
 
 def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
