@@ -28,7 +28,7 @@ from .engines.reference import (
 )
 from .inputs import Case, clustered, exact, near_duplicates, picture, ragged
 from .problem import Inputs, Problem
-from .rules import IDSelection, Rule, State, Tier
+from .rules import IDSelection, Rule, Tier
 from .selection import Selection
 
 # The makers are part of this module's interface from before they had their own.
@@ -62,7 +62,7 @@ class SelectionReport:
         score_error: difference between a reported score and the float64 priority of the same pick, NaN where padded.
         unit: the size of priorities, in which tolerances are given: the largest of the sample, and at least 1 for rules
             whose priorities hold similarities (`MMR`, `MaxMin`; weighted, the largest weight). Where +inf importance
-            makes one enormous, its own; under `Coverage` with a saliency that does, the largest gain times that saliency.
+            makes one enormous, its own; under `Coverage` with a saliency that does, that times the largest gain.
         first_difference: per sample the first position at which the picks part from `oracle_indices`, or None.
         defects: what is wrong whatever the priorities: repeated, masked, missing or out-of-range picks.
         ascending: whether the indices of every sample ascend, as with `sort=True`.

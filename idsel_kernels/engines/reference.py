@@ -272,8 +272,8 @@ class RuleState:
         return 0.0
 
     def coarseness(self) -> torch.Tensor:
-        """(B, N), what the rounding of a token's priority is relative to where its factor is so large that the largest
-        priority of others says nothing about it; 0 elsewhere.
+        """(B, N), what the rounding of a token's priority is relative to in samples where the factor of one is so large
+        that the largest priority says nothing about the others; 0 in others.
         """
         return torch.zeros_like(self.batch.importance)
 
@@ -445,7 +445,7 @@ class CoverageState(RuleState, rule=Coverage):
         # A gain is rounded relative to the largest ones, however little of it is left.
         gain = torch.where(self.batch.takes_part, self.gains.first(), 0.0).amax(1, keepdim=True)
         coarse = torch.where(self.batch.takes_part, gain * self.saliency.abs(), 0.0)
-        return torch.where(coarse < ENORMOUS, 0.0, coarse)
+        return torch.where(coarse.amax(1, keepdim=True) < ENORMOUS, 0.0, coarse)
 
 
 def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
