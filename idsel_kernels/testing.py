@@ -17,6 +17,7 @@ import torch
 from . import api, checks, dispatch
 from .counts import Count
 from .engines.reference import (
+    ENORMOUS,
     Batch,
     RuleState,
     Standing,
@@ -28,7 +29,7 @@ from .engines.reference import (
 )
 from .inputs import Case, clustered, exact, near_duplicates, picture, ragged
 from .problem import Inputs, Problem
-from .rules import IDSelection, Rule, State, Tier
+from .rules import IDSelection, Rule, Tier
 from .selection import Selection
 
 # The makers are part of this module's interface from before they had their own.
@@ -45,10 +46,8 @@ __all__ = [
     "ragged",
 ]
 
-# A priority of this size comes from an importance of +inf, and says nothing about the size of the others.
-_ENORMOUS = 2.0**62
 _TINY = 2.0**-126
-# Replays keep the Gram in float64 up to this size, and compute rows above it.
+# Replays keep the Gram in float64 up to this size, and compute rows, or bands of rows, above it.
 _FULL_GRAM_BYTES = 2**30
 
 
@@ -64,7 +63,7 @@ class SelectionReport:
         score_error: difference between a reported score and the float64 priority of the same pick, NaN where padded.
         unit: the size of priorities, in which tolerances are given: the largest of the sample, and at least 1 for rules
             whose priorities hold similarities (`MMR`, `MaxMin`; weighted, the largest weight). Where +inf importance
-            makes one enormous, its own.
+            makes one enormous, its own; under `Coverage` with a saliency that does, that times the largest gain.
         first_difference: per sample the first position at which the picks part from `oracle_indices`, or None.
         defects: what is wrong whatever the priorities: repeated, masked, missing or out-of-range picks.
         ascending: whether the indices of every sample ascend, as with `sort=True`.
@@ -294,38 +293,50 @@ class _Replay(NamedTuple):
 
 def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tensor, count: int, sample: int) -> _Replay:
     """`picks` (k,) with `scores`, of which `count` were asked for."""
-    full = rule.state is State.COVERAGE or inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
+    full = inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
     batch = Batch(inputs, torch.float64, full)
     first = first_picks(batch, inputs.given, count)[0]
     first = first[first >= 0]
-    oracle, oracle_scores, margin = _oracle_run(batch, rule, len(picks), count, first)
+    state = rule_state(rule, batch, 1)
+    coarse = state.coarseness()[0]
+    oracle, oracle_scores, margin, room = _oracle_run(batch, rule, len(picks), count, first, coarse)
     defects = [f"sample {sample}: {defect}" for defect in _defects(picks, scores, batch, count, first)]
     taken = int((oracle >= 0).sum())
     regret, score_error = torch.full((2, len(picks)), math.nan, dtype=torch.float64)
-    state = rule_state(rule, batch, 1)
-    unit = _unit(state, oracle_scores[None])
+    unit = torch.maximum(_unit(state, oracle_scores[None]), _of_picks(coarse, oracle))
     if not defects:
         if not _has_hard_edge(rule) and torch.equal(picks, oracle):  # a replay would repeat the oracle's own run
             regret[:taken], priorities = 0.0, oracle_scores[None, :taken]
         else:
-            regret[:taken], priorities = _replay_picks(batch, rule, picks[:taken], scores[: len(first)])
+            regret[:taken], priorities, best = _replay_picks(batch, rule, picks[:taken], scores[: len(first)])
+            unit[:taken] = torch.maximum(unit[:taken], _of_picks(coarse, best))
         score_error[:taken] = _score_error(scores[:taken], priorities)
         unit[:taken] = torch.maximum(unit[:taken], _unit(state, priorities))
+        unit[:taken] = torch.maximum(unit[:taken], _of_picks(coarse, picks[:taken]))
         if len(first):  # what is given need not be what had the largest priority, of which rounding takes its share
             unit = torch.maximum(unit, _unit(state, state.start().amax(1, keepdim=True)))
+    margin = torch.minimum(margin, room * unit)
     return _Replay(regret=regret, margin=margin, score_error=score_error, unit=unit, oracle=oracle, defects=defects)
 
 
+def _of_picks(values: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+    """The values (n,) of picks (k,), 0 for padding."""
+    if not len(values):
+        return torch.zeros(len(picks), dtype=values.dtype)
+    return torch.where(picks >= 0, values[picks.clamp(min=0)], 0.0)
+
+
 def _oracle_run(
-    batch: Batch, rule: Rule, width: int, count: int, first: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The float64 selection, its priorities and its margins, (width,) each; `first` are the picks that are given.
+    batch: Batch, rule: Rule, width: int, count: int, first: torch.Tensor, coarse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The float64 selection, its priorities, its margins and, in terms of their own `coarse` (n,), the margins over
+    tokens that have one: (width,) each. `first` are the picks that are given.
 
     Of those the margin is inf. It is 0 where the pick hangs on which side of a hard edge rounding puts a token.
     """
     picks = torch.full((width,), -1)
     scores = torch.full((width,), -math.inf, dtype=torch.float64)
-    margins = torch.full((width,), math.inf, dtype=torch.float64)
+    margins, rooms = torch.full((2, width), math.inf, dtype=torch.float64)
     steps = min(count, int(batch.exists.sum()))
     states = [rule_state(rule, batch, steps), *(_edge_states(rule, batch, steps) if _has_hard_edge(rule) else [])]
     open_, priorities = batch.exists.clone(), [state.start() for state in states]
@@ -337,13 +348,14 @@ def _oracle_run(
         if not is_given:
             agreed = all(v.best() == pick and v.tier[0, pick] == rank.tier[0, pick] for v in variants)
             margins[step] = _margin(rank, pick) if agreed else 0.0
+            rooms[step] = _room(rank, pick, coarse)
         open_[0, pick] = False
         of_pick = [r.priority_of(pick) for r in (rank, *variants)]
         if is_given:
             of_pick = [_absorbed(state, score, scores[step]) for state, score in zip(states, of_pick, strict=True)]
         each = zip(states, of_pick, priorities, strict=True)
         priorities = [state.update(step, pick, score, priority) for state, score, priority in each]
-    return picks, scores, margins
+    return picks, scores, margins, rooms
 
 
 def _absorbed(state: RuleState, score: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
@@ -354,19 +366,22 @@ def _absorbed(state: RuleState, score: torch.Tensor, told: torch.Tensor) -> torc
 
 def _replay_picks(
     batch: Batch, rule: Rule, picks: torch.Tensor, told: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regret (k,) of some picks and their priorities (variants, k). As many as have scores `told` were given.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Regret (k,) of some picks, their priorities (variants, k) and the tokens that were best (k,).
+
+    As many as have scores `told` were given: for them the best is what was given.
 
     A token on a rule's hard edge counts for the pick and not against it.
     """
     open_, states = batch.exists.clone(), _edge_states(rule, batch, len(picks))
     priorities = [state.start() for state in states]
-    regret = torch.zeros(len(picks), dtype=torch.float64)
+    regret, bests = torch.zeros(len(picks), dtype=torch.float64), torch.full_like(picks, -1)
     options = torch.zeros((len(states), len(picks)), dtype=torch.float64)
     for step, pick in enumerate(picks[:, None]):
         ranks = [standing(batch, open_, priority) for priority in priorities]
+        bests[step] = pick
         if step >= len(told):
-            regret[step] = _regret(ranks[0], ranks[-1], pick)
+            regret[step], bests[step] = _regret(ranks[0], ranks[-1], pick), ranks[0].best()
         scores = [rank.priority_of(pick) for rank in ranks]
         options[:, step] = torch.cat(scores)
         if step < len(told):
@@ -374,7 +389,7 @@ def _replay_picks(
         open_[0, pick] = False
         each = zip(states, scores, priorities, strict=True)
         priorities = [state.update(step, pick, score, priority) for state, score, priority in each]
-    return regret, options
+    return regret, options, bests
 
 
 def _has_hard_edge(rule: Rule) -> bool:
@@ -395,11 +410,11 @@ def _unit(state: RuleState, priorities: torch.Tensor) -> torch.Tensor:
     """(k,) from the priorities (variants, k) of the picks."""
     sizes = torch.where(priorities.isfinite(), priorities.abs(), 0.0).amax(0)
     alike = state.takes_shares
-    ordinary = sizes if alike else sizes[sizes < _ENORMOUS]
+    ordinary = sizes if alike else sizes[sizes < ENORMOUS]
     usual = float(ordinary.max()) if ordinary.numel() else 0.0
     least = max(state.least_unit(), _TINY)
     usual = max(usual, least)
-    return torch.full_like(sizes, usual) if alike else torch.where(sizes < _ENORMOUS, usual, sizes).clamp(min=least)
+    return torch.full_like(sizes, usual) if alike else torch.where(sizes < ENORMOUS, usual, sizes).clamp(min=least)
 
 
 def _score_error(scores: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
@@ -424,6 +439,15 @@ def _margin(rank: Standing, pick: torch.Tensor) -> float:
     if not bool(rivals.any()):
         return math.inf
     return float(rank.value[0, pick]) - float(rank.value[0][rivals].max())
+
+
+def _room(rank: Standing, pick: torch.Tensor, coarse: torch.Tensor) -> float:
+    """How far the pick is above rivals in terms of their own coarseness, where that is positive."""
+    rivals = (rank.tier[0] == rank.tier[0, pick]) & (coarse > 0)
+    rivals[pick] = False
+    if not bool(rivals.any()):
+        return math.inf
+    return float(((rank.value[0, pick] - rank.value[0][rivals]) / coarse[rivals]).min())
 
 
 def _defects(picks: torch.Tensor, scores: torch.Tensor, batch: Batch, count: int, first: torch.Tensor) -> list[str]:

@@ -119,8 +119,8 @@ def test_more_tokens_than_threads(kind: str, backend: Backend) -> None:
 @KINDS
 def test_panels(kind: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each CTA of a group works on the grid of its sample."""
-    if not hasattr(dispatch._load(backend.name), "gram_budget_bytes"):
-        pytest.skip(f"{backend.name} has no budget for the Gram")
+    if backend.name in ("torch", "cpu"):
+        pytest.skip(f"{backend.name} has no panels")
     inputs, k = _large(kind), backend.fewer(60)
     monkeypatch.setenv("IDSEL_EMULATOR_MULTIPROCESSORS", "7")
     set_gram_budget(monkeypatch, backend.name, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -268,3 +269,31 @@ def test_oracle_refuses_other_precisions_and_gram_choices() -> None:
         idsel.testing.oracle(**CASE.inputs(), k=3, dtype=torch.float16)
     with pytest.raises(ValueError, match="gram must be 'auto', 'full' or 'rows', got 'half'"):
         idsel.testing.oracle(**CASE.inputs(), k=3, gram="half")
+
+
+def _enormous(tokens: int = 24) -> dict[str, torch.Tensor]:
+    features, importance, _ = clustered(1, tokens, 16, seed=8)
+    return {"features": features, "importance": torch.where(torch.arange(tokens) % 2 == 0, 1e20, importance)}
+
+
+@pytest.mark.parametrize("importance", [1e20, 1e25, float("inf")])
+def test_small_gains_of_enormously_salient_tokens_are_right(importance: float) -> None:
+    """What is left of a gain is rounded as the large ones were."""
+    inputs = _enormous()
+    inputs["importance"] = torch.where(inputs["importance"] == 1e20, importance, inputs["importance"])
+    sel = idsel.select(**inputs, k=24, rule=idsel.Coverage(), backend="torch")
+    check_selection(sel, **inputs, rule=idsel.Coverage()).assert_ok()
+
+
+def test_a_wrong_pick_of_an_enormously_salient_token_is_caught() -> None:
+    inputs, rule = _enormous(), idsel.Coverage()
+    sel = idsel.select(**inputs, k=6, rule=rule, backend="torch")
+    right = sel.indices[0].tolist()
+    for position, token in itertools.product(range(3), range(24)):
+        if token in right:
+            continue
+        picks = torch.tensor([[*right[:position], token, *right[position + 1 :]]])
+        report = check_selection(idsel.Selection(picks, sel.scores), **inputs, rule=rule)
+        with pytest.raises(AssertionError, match=r"regret|score error|differs"):
+            report.assert_ok()
+        assert report.relative_regret > 1e-5

@@ -43,7 +43,7 @@ void prepare_source(Model& model, Run& run) {
         if (gram) similarity.make_gram();
         run.path = gram ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_LAZY_ROWS;
     }
-    if (run.picks.empty()) run.path = IDSEL_PATH_GRAM;
+    if (run.picks.empty() && similarity.has_gram()) run.path = IDSEL_PATH_GRAM;
 }
 
 // Picks with all priorities exact at every step, until no more can be picked by priority.

@@ -15,7 +15,8 @@ struct Sample {
     int32_t dtype = IDSEL_FLOAT32;
     int64_t n = 0;
     int64_t dim = 0;
-    int64_t k = 0;  // picks wanted
+    int64_t k = 0;                                  // picks wanted
+    int64_t gram_budget = IDSEL_GRAM_BUDGET_BYTES;  // the most bytes that its similarities may take
 
     // (n,) each. Tier::kNoPriority stands for every token that competes: whether it has a priority is the model's to
     // say. Features that are not finite are found out when first read. `importance` is clamped, -inf where a token does

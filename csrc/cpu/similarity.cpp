@@ -75,7 +75,7 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
 }
 
 bool Similarity::gram_fits_budget() const {
-    return sample_.n * sample_.n * static_cast<int64_t>(sizeof(float)) <= IDSEL_GRAM_BUDGET_BYTES;
+    return sample_.n * sample_.n <= sample_.gram_budget / static_cast<int64_t>(sizeof(float));
 }
 
 void Similarity::make_gram() {

@@ -97,6 +97,8 @@ class CpuEngine:
 
     name = "cpu"
     device_types: tuple[str, ...] = ("cpu",)
+    # What the similarities of a sample may take; 0: the library's own limit. Tests lower it.
+    gram_budget_bytes = 0
 
     def unavailable_reasons(self) -> list[str]:
         """Why it cannot run anything on this machine."""
@@ -135,7 +137,7 @@ class CpuEngine:
 
     def launcher(self, problem: Problem, inputs: Inputs, memory: None = None) -> Launcher:
         """Makes a problem ready; the library reads the tensors where they lie."""
-        return _Launcher(_native.library(), "cpu", problem, inputs)
+        return _Launcher(_native.library(), "cpu", problem, inputs, self.gram_budget_bytes)
 
 
 class _Launcher(LibraryCall):

@@ -37,9 +37,11 @@ from ..rules import (
 )
 from . import at_once
 from .base import GRAM_BUDGET_BYTES, Launcher, Outputs
+from .coverage_gains import BandGains, GramGains
 
 __all__ = [
     "ENGINE",
+    "ENORMOUS",
     "Batch",
     "RuleState",
     "Standing",
@@ -52,6 +54,8 @@ __all__ = [
 # What the Gram of a chunk of samples may take. A step holds up to four matrices of its size, which together keep to the
 # budget. Above it, row rules compute the rows they need and batches run in chunks.
 GRAM_BYTES = GRAM_BUDGET_BYTES // 4
+# Where that is too little for all rows, `Coverage` keeps some from pick to pick. A step then holds little else.
+_KEPT_BANDS_BYTES = 3 * GRAM_BYTES
 
 # A row by matrix-vector product costs about as much time per element as this many elements of a matrix product
 # (docs/decisions.md has the measurement), so the whole Gram pays only when k rows would cost more.
@@ -65,6 +69,9 @@ _TILE = 512
 _LARGEST = torch.finfo(torch.float32).max
 _LARGEST_QUALITY = 2.0**63
 _LARGEST_SALIENCY = 2.0**100  # and the largest weight of a distance
+
+# A priority of this size comes from an importance of +inf, or nearly, and says nothing about the size of the others.
+ENORMOUS = 2.0**62
 
 # A float32 similarity may lie this far from the exact one (D up to about 16k), so a threshold on it may fall either
 # way inside this band.
@@ -182,13 +189,14 @@ class Batch:
         nearest = self.importance.new_full((n,), -math.inf)
         tiles = [slice(begin, min(begin + _TILE, n)) for begin in range(0, n, _TILE)]
         for rows, columns in itertools.product(tiles, tiles):
-            c = self._tile(b, rows, columns).masked_fill(~self.takes_part[b, rows, None], -math.inf)
+            c = self.tile(b, rows, columns).masked_fill(~self.takes_part[b, rows, None], -math.inf)
             if rows == columns:
                 c.fill_diagonal_(-math.inf)
             nearest[columns] = torch.maximum(nearest[columns], c.amax(0))
         return nearest
 
-    def _tile(self, b: int, rows: slice, columns: slice) -> torch.Tensor:
+    def tile(self, b: int, rows: slice, columns: slice) -> torch.Tensor:
+        """c_ij of some of a sample's tokens i with some of its tokens j: (rows, columns)."""
         if self.gram is not None:
             return self.gram[b, rows, columns]
         x, scale, first = self.samples[b], self.scale[b], self.first[b]
@@ -268,6 +276,12 @@ class RuleState:
         priorities hold similarities, however small the distances left.
         """
         return 0.0
+
+    def coarseness(self) -> torch.Tensor:
+        """(B, N), what the rounding of a token's priority is relative to in samples where the factor of one is so large
+        that the largest priority says nothing about the others; 0 in others.
+        """
+        return torch.zeros_like(self.batch.importance)
 
     @classmethod
     def has_edge(cls, rule: Rule) -> bool:
@@ -419,28 +433,27 @@ class DPPState(RuleState, rule=DPP):
 class CoverageState(RuleState, rule=Coverage):
     def __init__(self, rule: Coverage, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
-        assert batch.gram is not None  # a gain sums over every pair, see _needs_gram
-        both = batch.takes_part[:, :, None] & batch.takes_part[:, None, :]
-        self.gram = torch.where(both, batch.gram, 0.0)
-        self.cover = torch.zeros_like(batch.importance)
+        self.gains = BandGains(batch, _KEPT_BANDS_BYTES) if batch.gram is None else GramGains(batch)
         self.saliency = _power(batch.importance, rule.alpha).clamp(-_LARGEST_SALIENCY, _LARGEST_SALIENCY)
         self.combine = rule.combine
 
-    def start(self) -> torch.Tensor:
-        return self._priorities()
-
-    def _priorities(self) -> torch.Tensor:
-        gain = torch.zeros_like(self.cover)
-        for b, n in enumerate(self.batch.lengths):
-            uncovered = (self.gram[b, :n, :n] - self.cover[b, :n, None]).clamp_(min=0)
-            gain[b, :n] = uncovered.sum(0)[self.batch.first[b, :n]]
+    def _priorities(self, gain: torch.Tensor) -> torch.Tensor:
         priority = gain * self.saliency if self.combine == "mul" else gain + self.saliency
         return torch.where(self.batch.takes_part, priority, -math.inf)
 
+    def start(self) -> torch.Tensor:
+        return self._priorities(self.gains.first())
+
     def update(self, step: int, pick: torch.Tensor, score: torch.Tensor, priority: torch.Tensor) -> torch.Tensor:
-        samples = torch.arange(len(pick), device=pick.device)
-        self.cover = torch.maximum(self.cover, self.gram[samples, pick.clamp(min=0)])
-        return self._priorities()
+        return self._priorities(self.gains.after(pick))
+
+    def coarseness(self) -> torch.Tensor:
+        if self.combine == "add" or 0 in self.batch.shape:
+            return super().coarseness()
+        # A gain is rounded relative to the largest ones, however little of it is left.
+        gain = torch.where(self.batch.takes_part, self.gains.first(), 0.0).amax(1, keepdim=True)
+        coarse = torch.where(self.batch.takes_part, gain * self.saliency.abs(), 0.0)
+        return torch.where(coarse.amax(1, keepdim=True) < ENORMOUS, 0.0, coarse)
 
 
 def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
@@ -534,7 +547,8 @@ def reference_select(
         sort: ascending indices.
         dtype: float32 or float64, the precision of everything.
         gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
-            is faster within `GRAM_BYTES`. `Coverage` and `Elimination` need the full Gram.
+            is faster within `GRAM_BYTES`. `Coverage` reads all similarities at every pick, "rows" of them band by
+            band. `Elimination` needs the full Gram.
 
     Returns:
         indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
@@ -551,7 +565,7 @@ def reference_select(
     counts = on_device(problem.k_per_sample, device) if counts is None else counts
     with torch.no_grad(), ieee_arithmetic(device):
         parts = []
-        for begin, end, whole in _chunks(lengths, full):
+        for begin, end, whole in _chunks(lengths, full, _reads_all_pairs(rule)):
             batch = Batch(_part(inputs, offsets, begin, end), dtype, whole)
             if rule.is_greedy:
                 given = None if inputs.given is None else inputs.given[begin:end]
@@ -620,7 +634,12 @@ def _sorted(indices: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _needs_gram(rule: Rule) -> bool:
-    return rule.state is State.COVERAGE or (rule.state is State.ALL and rule.needs_nearest)
+    return rule.state is State.ALL and rule.needs_nearest
+
+
+def _reads_all_pairs(rule: Rule) -> bool:
+    """At every step, so that a Gram that fits always pays."""
+    return rule.state is State.COVERAGE or _needs_gram(rule)
 
 
 def _wants_gram(rule: Rule, tokens: int, k: int, gram: str = "auto") -> bool:
@@ -636,7 +655,7 @@ def _full_gram_pays(rule: Rule, tokens: int, k: int) -> bool:
         return False
     if rule.state is State.ALL:
         return False  # the few rows that it needs are one product
-    return rule.needs_nearest or k * _ROW_COST > tokens
+    return _reads_all_pairs(rule) or rule.needs_nearest or k * _ROW_COST > tokens
 
 
 def _offsets(inputs: Inputs) -> list[int]:
@@ -648,13 +667,15 @@ def _offsets(inputs: Inputs) -> list[int]:
     return [b * tokens for b in range(batch + 1)]
 
 
-def _chunks(lengths: list[int], full: list[bool]) -> Iterator[tuple[int, int, bool]]:
-    """Runs of samples that go the same way and whose Grams, padded to the longest, fit the budget together."""
+def _chunks(lengths: list[int], full: list[bool], all_pairs: bool) -> Iterator[tuple[int, int, bool]]:
+    """Runs of samples that go the same way and whose Grams, padded to the longest, fit the budget together: of those
+    that have Grams or read as much.
+    """
     begin = 0
     for whole, run in itertools.groupby(full):
         end = begin + len(list(run))
         longest = max(lengths[begin:end])
-        step = max(1, GRAM_BYTES // max(1, longest**2 * 4)) if whole else end - begin
+        step = max(1, GRAM_BYTES // max(1, longest**2 * 4)) if whole or all_pairs else end - begin
         for first in range(begin, end, step):
             yield first, min(first + step, end), whole
         begin = end
@@ -689,7 +710,9 @@ class _TorchEngine:
             return f"{k} greedy steps on the {'features' if rule.state is State.CHANNELS else 'importance'}"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"
         by_rows = f"{k} greedy steps, each with one row of similarities by matrix-vector product"
-        if (problem.ragged or len(set(problem.k)) > 1) and not _needs_gram(rule):
+        if rule.state is State.COVERAGE:
+            by_rows = f"{k} greedy steps, each over all similarities in bands of rows by matrix product"
+        if problem.ragged or len(set(problem.k)) > 1:
             return f"by each sample's N and k, {whole}, or {by_rows}"
         return whole if _wants_gram(rule, problem.tokens, k) else by_rows
 

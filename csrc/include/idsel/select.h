@@ -123,8 +123,9 @@ typedef struct idsel_args {
     void* counters; /* CUDA: (IDSEL_COUNTERS_BYTES,), aligned to 8, one per stream: zeros, and again after each call */
     void* stream;   /* CUDA: cudaStream_t of the current device */
 
-    /* CUDA: the most bytes that the similarities of a sample (of a ragged batch: of all its tokens) may take. Beyond
-     * it only a part of them is kept at a time. 0: as many as pay, and at most 1 GiB; at most 16 GiB are used. */
+    /* The most bytes that the similarities of a sample (of a ragged batch on CUDA: of all its tokens) may take. Beyond
+     * it only a part of them is kept at a time. 0: as many as pay, and at most 1 GiB; CUDA uses at most 16 GiB.
+     * `Elimination` on the CPU keeps all whatever it says. */
     int64_t gram_budget;
 
     idsel_stats* stats; /* CPU: (B,), or NULL */
