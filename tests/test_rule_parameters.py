@@ -124,7 +124,7 @@ def test_a_value_in_range_gives_the_same_picks_everywhere(
     assert math.copysign(1.0, kept) == 1.0 or kept != 0
     assert decode(*made.encode()) == made
     dense: dict[str, Any] = {"features": X, "importance": S, "k": 7}
-    ragged = {"features": X[0], "importance": S[0], "k": 4, "cu_seqlens": OFFSETS}
+    ragged = {"features": X[0], "importance": S[0], "k": 4, "cu_seqlens": OFFSETS, "validate": True}
     # Its grid is one of the whole batch.
     for call in (dense,) if parameter == ("HardSuppress", "radius") else (dense, ragged):
         found = _outcome(backend.select, **call, rule=made)
@@ -235,7 +235,7 @@ def test_more_picks_than_int32_counts_are_refused_everywhere(backend: Backend, r
     limit = f"must be <= 2147483647, the largest int32, got {k}"
     assert _outcome(backend.select, X, k, rule, S) == ("ValueError", f"k {limit}")
     assert _outcome(backend.select, X, [1, k], rule, S) == ("ValueError", f"k[1] {limit}")
-    counts = torch.tensor([1, 2])
+    counts = backend.put(torch.tensor([1, 2]))
     assert _outcome(backend.select, X, counts, rule, S, k_max=k) == ("ValueError", f"k_max {limit}")
     share = _outcome(backend.select, X, None, rule, S, keep_ratio=0.5, k_max=k)
     assert share == ("ValueError", f"k_max {limit}")
@@ -248,7 +248,7 @@ def test_more_picks_than_int32_counts_are_refused_everywhere(backend: Backend, r
 @pytest.mark.parametrize("value", [-1, 5, 2**31, 2**32, 2**32 + 2, 2**40, -(2**32) + 2, 2**63 - 1], ids=str)
 def test_a_count_on_the_device_is_the_same_for_every_engine(backend: Backend, value: int) -> None:
     """On a CPU, where values are read. Elsewhere it is cut to what there may be, see `in_int32`."""
-    counts = torch.tensor([2, value])
+    counts = backend.put(torch.tensor([2, value]))
     if backend.device.type == "cpu":
         error = ("ValueError", f"k[1] must be in [0, k_max = 4], got {value}")
         assert _outcome(backend.select, X, counts, idsel.TopK(), S, k_max=4) == error
