@@ -140,7 +140,8 @@ class IDSelection(Rule):
 
     Args:
         gamma: sharpness of the suppression, finite and >= 0. 20.0 is the published setting.
-        floor: lower bound of a priority, or None for none. Public re-implementations clamp at 0.0.
+        floor: lower bound of a priority, or None for none: then what would overflow is the least float32. Public
+            re-implementations clamp at 0.0.
         ties: what decides between tokens at the floor, where on strongly clustered features most picks are made:
             "index", the rule as published, or "importance" (ours; needs a floor >= 0): a token at or below the floor
             has no priority any more, and those follow by importance with a reported priority of -inf.

@@ -413,7 +413,7 @@ def _unit(state: RuleState, priorities: torch.Tensor) -> torch.Tensor:
     ordinary = sizes if alike else sizes[sizes < ENORMOUS]
     usual = float(ordinary.max()) if ordinary.numel() else 0.0
     least = max(state.least_unit(), _TINY)
-    usual = max(usual, least)
+    usual = max(usual, least) * state.steepness
     return torch.full_like(sizes, usual) if alike else torch.where(sizes < ENORMOUS, usual, sizes).clamp(min=least)
 
 

@@ -297,3 +297,27 @@ def test_a_wrong_pick_of_an_enormously_salient_token_is_caught() -> None:
         with pytest.raises(AssertionError, match=r"regret|score error|differs"):
             report.assert_ok()
         assert report.relative_regret > 1e-5
+
+
+STEEP = idsel.IDSelection(gamma=1e4, floor=None)
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e17, 1e30, float("inf")])
+def test_steep_weights_and_priorities_that_would_overflow_are_right(largest: float) -> None:
+    """Rounding moves a steep weight further; what is taken off a priority again and again leaves it a number."""
+    for backend, seed in itertools.product(idsel.available_backends(), range(8)):
+        case = clustered(1, 60, 16, seed=seed)
+        case.importance[0, ::2] *= largest
+        sel = idsel.select(**case.inputs(), k=40, rule=STEEP, backend=backend)
+        assert sel.scores.isfinite().all()
+        check_selection(sel, **case.inputs(), rule=STEEP).assert_ok()
+
+
+def test_a_wrong_pick_under_steep_weights_is_caught() -> None:
+    case = clustered(1, 60, 16)
+    sel = idsel.select(**case.inputs(), k=40, rule=STEEP)
+    for place in (1, 10, 25):
+        wrong = sel.indices.clone()
+        wrong[0, [place, place + 8]] = wrong[0, [place + 8, place]]
+        with pytest.raises(AssertionError):
+            check_selection(idsel.Selection(wrong, sel.scores), **case.inputs(), rule=STEEP).assert_ok()

@@ -226,7 +226,7 @@ def absorb(c, pick, score, step, tokens, standing, priority, state, p0, p1, p2, 
     if RULE == ID_SELECTION:
         distance = tl.maximum(1.0 - c, 0.0)
         lowered = priority - tl.exp(-_number(p0) * (distance * distance)) * score
-        return tl.maximum(lowered, _number(p1)), state
+        return tl.maximum(lowered, tl.maximum(_number(p1), -LARGEST)), state
     elif RULE == MMR:
         state = tl.maximum(state, c)
         refreshed = (step + 1) % _integer(p1) == 0

@@ -1,6 +1,7 @@
 // ID-Selection (arXiv 2604.05601): importance, lowered around every pick.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 
 #include "rules/rule.h"
@@ -14,11 +15,12 @@ struct IDSelection : TokenRule {
     static constexpr const char* kParams[kParamCount] = {"gamma", "floor", "ties"};
 
     float gamma;
-    float floor;         // -inf: none
+    float floor;         // where there is none, the least number: a priority stays one
     bool by_importance;  // what lies at the floor
 
     static IDSelection from_params(const double* params) {
-        return {{}, static_cast<float>(params[0]), static_cast<float>(params[1]), params[2] != 0.0};
+        const float floor = fmaxf(static_cast<float>(params[1]), -FLT_MAX);
+        return {{}, static_cast<float>(params[0]), floor, params[2] != 0.0};
     }
 
     // The floor holds from the first pick on.

@@ -250,10 +250,12 @@ class RuleState:
         takes_shares: whether a pick takes shares of its priority off all others, which are then rounded relative to it
             even where it is enormous.
         no_priority: the priority at which a pick lowers no other.
+        steepness: how many times as much as with the default parameters rounding of a similarity changes a priority.
     """
 
     takes_shares: ClassVar[bool] = False
     no_priority: ClassVar[float] = 0.0
+    steepness: float = 1.0
 
     def __init_subclass__(cls, rule: type[Rule]) -> None:
         _STATES[rule] = cls
@@ -298,7 +300,10 @@ class IDSelectionState(RuleState, rule=IDSelection):
 
     def __init__(self, rule: IDSelection, batch: Batch, max_picks: int) -> None:
         super().__init__(rule, batch, max_picks)
-        self.gamma, self.floor = rule.gamma, -math.inf if rule.floor is None else rule.floor
+        # Without a floor a priority still stays a number, however much is taken off it.
+        self.gamma, self.floor = rule.gamma, -_LARGEST if rule.floor is None else rule.floor
+        # A weight changes with a distance by at most sqrt(2 gamma / e), so many times as much as a similarity is off.
+        self.steepness = max(1.0, math.sqrt(rule.gamma / IDSelection.gamma))
         # At or below it a token has no priority.
         self.limit = torch.full_like(batch.importance[:, :1], self.floor if rule.ties == "importance" else -math.inf)
 
