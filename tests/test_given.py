@@ -184,6 +184,20 @@ def test_strides_and_integer_types_are_free(engine: str) -> None:
 
 
 @EACH_ENGINE
+def test_a_tensor_whose_memory_is_not_its_values_is_taken_for_its_values(engine: str) -> None:
+    case, given = clustered(2, 40, 16), torch.tensor([[5, 6, 7], [1, 2, 3]])
+    expected = pick(case, 10, MMR(), engine, given=given)
+    for integers in (given, given.int()):
+        assert_same(pick(case, 10, MMR(), engine, given=torch._neg_view(-integers)), expected)
+        zeros = torch._efficientzerotensor((2, 1), dtype=integers.dtype)
+        assert_same(
+            pick(case, 10, MMR(), engine, given=zeros), pick(case, 10, MMR(), engine, given=integers[:, :1] * 0)
+        )
+    mask = torch._efficientzerotensor((2, 40), dtype=torch.bool)
+    assert_same(pick(case, 10, MMR(), engine, given=mask), pick(case, 10, MMR(), engine))
+
+
+@EACH_ENGINE
 def test_plan_prune_and_the_operator_take_them(engine: str) -> None:
     case, given = clustered(2, 40, 16), torch.tensor([[5, 6, 7], [1, 2, 3]])
     expected = pick(case, 10, MMR(), engine, given=given)
