@@ -119,7 +119,7 @@ def test_more_tokens_than_threads(kind: str, backend: Backend) -> None:
 @KINDS
 def test_panels(kind: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each CTA of a group works on the grid of its sample."""
-    if backend.name in ("torch", "cpu"):
+    if backend.name == "cpu" or not hasattr(dispatch._load(backend.name), "gram_budget_bytes"):
         pytest.skip(f"{backend.name} has no panels")
     inputs, k = _large(kind), backend.fewer(60)
     monkeypatch.setenv("IDSEL_EMULATOR_MULTIPROCESSORS", "7")
