@@ -29,6 +29,11 @@ class BlockedArgmax {
         refresh(static_cast<size_t>(token) / kBlock);
     }
 
+    // The keys of a block, for their owner to set, and the largest of them.
+    static constexpr size_t kBlock = 64;
+    float* keys(int64_t block) { return &keys_[static_cast<size_t>(block) * kBlock]; }
+    void set_largest(int64_t block, float key) { largest_[static_cast<size_t>(block)] = key; }
+
     float key(int64_t token) const { return keys_[static_cast<size_t>(token)]; }
 
     // The lowest token among those of the largest key.
@@ -38,7 +43,6 @@ class BlockedArgmax {
     }
 
   private:
-    static constexpr size_t kBlock = 64;
     static constexpr size_t kLanes = 8;  // maxima side by side, for the compiler to put into vectors
 
     void refresh(size_t block) { largest_[block] = largest(&keys_[block * kBlock], kBlock); }

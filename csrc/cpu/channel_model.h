@@ -28,8 +28,8 @@ class ChannelModel {
     int64_t progress(int64_t) const { return 0; }
     int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
-    static constexpr Dense kDense = Dense::kNever;  // a pick asks for few gains
     int64_t missing(int64_t) const { return 0; }
+    static constexpr bool kRows = false;  // a pick changes sums, not a number per token
 
   private:
     void sum_gain(int64_t j);

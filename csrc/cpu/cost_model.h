@@ -11,16 +11,16 @@ namespace idsel::cpu {
 struct Costs {
     // One similarity on demand, a few of a token from one reading of its features, and the rule.
     static double on_demand(int64_t dim) { return 20.0 + 0.08 * static_cast<double>(dim); }
-    // One similarity of a row, all tokens in turn, and the rule.
-    static double row(int64_t dim) { return 20.0 + 0.10 * static_cast<double>(dim); }
-    // What goes with either and no other thread can take over: finding the token, and its new place.
+    // What goes with it and no other thread can take over: finding the token, and its new place.
     static constexpr double kSearch = 30.0;
+    // One similarity of a row that all tokens absorb one after the other.
+    static double row(int64_t dim) { return 2.0 + 0.035 * static_cast<double>(dim); }
+    // The same where it is looked up.
+    static constexpr double kStep = 1.0;
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 8.0 + 0.042 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
     static constexpr double kCompare = 2.0;
-    // One token in a step of a loop over a Gram.
-    static constexpr double kStep = 8.0;
 };
 
 // What the lazy loop counts, and what it concludes.
@@ -29,13 +29,23 @@ class CostModel {
     CostModel(int64_t n, int64_t dim, int threads, bool gram_fits)
         : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
 
-    // Cost of going on densely for `picks` more picks, `stale` pairs of token and pick being open.
-    double rows_cost(double picks, double stale) const {
-        return (picks * n_ + stale) * (Costs::kSearch + Costs::row(dim_) / threads_);
+    // Of a row that all tokens absorb, and of as many evaluations one by one.
+    double row_cost(bool has_gram) const { return n_ * (has_gram ? Costs::kStep : Costs::row(dim_) / threads_); }
+    double lazy_cost(double evaluations, bool has_gram) const {
+        return evaluations * (Costs::kSearch + (has_gram ? Costs::kStep : Costs::on_demand(dim_) / threads_));
+    }
+    bool exceeds_row(double evaluations, bool has_gram) const {
+        return lazy_cost(evaluations, has_gram) > row_cost(has_gram);
+    }
+    // Whether `picks` more picks of so many evaluations each cost more than rows, some more of which have to be caught
+    // up with, be they computed or looked up in a Gram.
+    bool rows_pay(double rate, double picks, double behind, bool has_gram) const {
+        const double lazy = picks * lazy_cost(rate, has_gram), rows = picks + behind;
+        return lazy > rows * row_cost(has_gram) || (!has_gram && gram_fits_ && lazy > gram_cost() + rows * row_cost(true));
     }
     double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
-    bool gram_beats_rows(double picks, double stale) const {
-        return gram_fits_ && gram_cost() + picks * n_ * Costs::kStep < rows_cost(picks, stale);
+    bool gram_beats_rows(double rows) const {
+        return gram_fits_ && gram_cost() + rows * row_cost(true) < rows * row_cost(false);
     }
 
     // Whether a similarity takes so much longer than finding its token that reading several together saves time.
@@ -50,11 +60,19 @@ class CostModel {
         return work > 5e3 && (started || alone_ > kAlone);
     }
 
+    // Whether a row of similarities should be shared out among threads.
+    bool sharing_row_pays(bool started) {
+        const double work = n_ * Costs::row(dim_);
+        alone_ += work;
+        return work > 2e4 && (started || alone_ > kAlone);
+    }
+
     // After a pick, for which `evaluations` similarities were computed on demand.
     void count_pick(int64_t evaluations) {
         const auto fresh = static_cast<double>(evaluations);
         rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
     }
+    double rate() const { return rate_; }
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
     // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {
@@ -64,13 +82,6 @@ class CostModel {
     // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
     // that follow, too: right after an operation of torch's that costs more than it saves, unless there is much to do.
     bool sharing_nearest_pays() const { return nearest_cost() > 16 * kAlone; }
-    // Whether `picks` more picks at the present rate cost more than the Gram and its look-ups. Rows of it never cost
-    // less than laziness, which computes some of the same similarities.
-    bool gram_pays(double picks) const {
-        const double lazy = picks * rate_ * (Costs::kSearch + Costs::on_demand(dim_) / threads_);
-        return gram_fits_ && lazy > gram_cost() + picks * n_ * Costs::kStep;
-    }
-
   private:
     static constexpr double kAlone = 2e6;
 

@@ -88,14 +88,11 @@ const float* CoverageModel::row(int64_t j) {
 void CoverageModel::compute_row(int64_t j) {
     const int64_t n = run_.sample.n;
     std::unique_ptr<float[]> row(new float[static_cast<size_t>(n)]);
-    run_.similarity.pool().parallel_for(n, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const float* other = rows_[static_cast<size_t>(i)].get();
-            row[static_cast<size_t>(i)] = other != nullptr ? other[j] : run_.similarity(j, i);
-        }
+    run_.similarity.pool().parallel_for(n, 64, [&](int64_t begin, int64_t end) {
+        run_.similarity.row(j, begin, end, &row[static_cast<size_t>(begin)]);
     });
     row[static_cast<size_t>(j)] = run_.similarity.nonzero(j) ? 1.0f : 0.0f;
-    run_.similarity.count_dots(n - 1 - rows_computed_);
+    run_.similarity.count_dots(n - 1);
     ++rows_computed_;
     rows_[static_cast<size_t>(j)] = std::move(row);
 }
@@ -112,7 +109,7 @@ bool CoverageModel::gram_pays(int64_t j) const {
     }
     // Nothing exact yet: one row tells more.
     if (best == kNoKey && rows_computed_ == 0 && key(j) > best) return false;
-    return cost_model_.rows_cost(static_cast<double>(rows), 0) > cost_model_.gram_cost();
+    return static_cast<double>(rows) * cost_model_.row_cost(false) > cost_model_.gram_cost();
 }
 
 void CoverageModel::sum_ahead(int64_t j) {

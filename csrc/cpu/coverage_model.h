@@ -31,8 +31,8 @@ class CoverageModel {
     int64_t progress(int64_t) const { return 0; }
     int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
-    static constexpr Dense kDense = Dense::kNever;  // advance(), which computes rows, decides on the Gram
     int64_t missing(int64_t) const { return 0; }
+    static constexpr bool kRows = false;  // a pick changes sums, not a number per token
 
   private:
     float key_of(int64_t j, float gain) const {

@@ -1,4 +1,4 @@
-// The dense path: after every pick all priorities are brought up to date, from the whole Gram or from one row of it.
+// The dense path: after every pick all priorities are brought up to date, one by one.
 #pragma once
 
 #include <cstdint>
@@ -34,24 +34,11 @@ int64_t best_token(const Model& model, const Run& run, const std::vector<uint8_t
     return best;
 }
 
-template <class Model>
-void prepare_source(Model& model, Run& run) {
-    Similarity& similarity = run.similarity;
-    if (!similarity.has_gram()) {
-        const bool gram = cost_model(run).gram_beats_rows(static_cast<double>(run.remaining()),
-                                                          static_cast<double>(stale_pairs(model, run)));
-        if (gram) similarity.make_gram();
-        run.path = gram ? IDSEL_PATH_LAZY_GRAM : IDSEL_PATH_LAZY_ROWS;
-    }
-    if (run.picks.empty() && similarity.has_gram()) run.path = IDSEL_PATH_GRAM;
-}
-
 // Picks with all priorities exact at every step, until no more can be picked by priority.
 template <class Model>
 void dense_greedy(Model& model, Run& run) {
     std::vector<uint8_t> eligible(static_cast<size_t>(run.sample.n));
     settle_who_competes(model, run, eligible);
-    prepare_source(model, run);
     Advance<Model> advance(model, run);
     std::vector<int64_t> tokens;
     while (!run.done()) {

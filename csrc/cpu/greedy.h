@@ -19,8 +19,8 @@
 //                           or there is a Gram
 //   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
-//   Dense kDense            where bringing every token up to date with every pick may be less work
 //   int64_t missing(j)      picks that j has not absorbed and could
+//   bool kRows              whether tokens may absorb a pick one after the other, by a row of similarities. If so:
 // clang-format on
 #pragma once
 
@@ -36,7 +36,22 @@
 
 namespace idsel::cpu {
 
-enum class Dense { kNever, kOverRows, kOverRowsAndGram };
+// What those that have kRows do with some tokens that follow one another.
+//   int64_t visible()       how many picks there are to be absorbed, in the order in which each token absorbs them
+//   int64_t pick(p)         the token of one of them
+//   float limit()           a priority at or below it is none
+//   float absorb(p, block, c)  tokens that have absorbed all picks before p, but perhaps more, absorb it: c are their
+//                           similarities to it. Sets their keys, and returns the largest. Safe in parallel
+//   void all_absorbed(picks)  every token has absorbed so many
+struct Block {
+    static constexpr int64_t kMost = 64;
+
+    int64_t count() const { return end - begin; }
+
+    int64_t begin, end;
+    const float* limit;
+    float* key;
+};
 
 // The picks of a sample so far, and the tokens left.
 struct Run {
@@ -80,12 +95,12 @@ inline CostModel cost_model(const Run& run) {
 // The rest: those without a priority by importance, then those that do not take part by index.
 void take_rest(Run& run);
 
-// Pairs of a token and a pick it has not absorbed.
+// Picks that some token has not absorbed, and perhaps some that all have.
 template <class Model>
-int64_t stale_pairs(const Model& model, const Run& run) {
-    int64_t pairs = 0;
-    for (int64_t j = 0; j < run.sample.n; ++j) pairs += run.competes(j) ? model.missing(j) : 0;
-    return pairs;
+int64_t behind(const Model& model, const Run& run) {
+    int64_t most = 0;
+    for (int64_t j = 0; j < run.sample.n; ++j) most = std::max(most, run.competes(j) ? model.missing(j) : 0);
+    return most;
 }
 
 // Lets tokens absorb picks: those that are alike in what they have absorbed together, so that what is read of a pick

@@ -21,6 +21,8 @@ class HistoryModel {
         width_ = std::min(run.sample.k, n);
         d_.resize(static_cast<size_t>(n));
         seen_.resize(static_cast<size_t>(n));
+        quality_.resize(static_cast<size_t>(n));
+        for (int64_t j = 0; j < n; ++j) quality_[static_cast<size_t>(j)] = rule.quality(run.sample.importance[static_cast<size_t>(j)]);
         history_.reset(new float[static_cast<size_t>(n * width_)]);  // written before it is read
         for (int64_t j = 0; j < n; ++j) d(j) = run.competes(j) ? rule.start(quality(j)) : 0.0f;
         rank_floor_ = rule.rank_floor(largest());
@@ -56,15 +58,44 @@ class HistoryModel {
         return true;
     }
 
-    static constexpr Dense kDense = Dense::kOverRowsAndGram;  // histories are read whatever else is looked up
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
+
+    static constexpr bool kRows = true;
+    int64_t visible() const { return picked(); }
+    int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }
+    float limit() const { return rank_floor_; }
+    float absorb(int64_t p, const Block& block, const float* c) {
+        const Pick& pick = picks_[static_cast<size_t>(p)];
+        const Kernels& kernels = run_.similarity.kernels();
+        const auto at = static_cast<size_t>(block.begin);
+        float overlap[Block::kMost], component[Block::kMost];
+        kernels.row[IDSEL_FLOAT32](history(block.begin), width_ * 4, block.count(), history(pick.token), p, overlap);
+        HistoryStep step{};
+        step.count = block.count();
+        step.pick = static_cast<int32_t>(p);
+        step.seen = &seen_[at];
+        step.c = c;
+        step.importance = &quality_[at];
+        step.limit = block.limit;
+        step.state = &d_[at];
+        step.key = block.key;
+        step.overlap = overlap;
+        step.pick_quality = quality(pick.token);
+        step.component = component;
+        const float best = kernels.absorb_history(&rule_, step, pick.priority);
+        for (int64_t j = block.begin; j < block.end; ++j) {
+            if (seen(j) <= p) history(j)[p] = component[j - block.begin];
+        }
+        return best;
+    }
+    void all_absorbed(int64_t picks) { std::fill(seen_.begin(), seen_.end(), static_cast<int32_t>(picks)); }
 
   private:
     float& d(int64_t j) { return d_[static_cast<size_t>(j)]; }
     float d(int64_t j) const { return d_[static_cast<size_t>(j)]; }
     int32_t seen(int64_t j) const { return seen_[static_cast<size_t>(j)]; }
     int64_t picked() const { return static_cast<int64_t>(picks_.size()); }
-    float quality(int64_t j) const { return rule_.quality(run_.sample.importance[static_cast<size_t>(j)]); }
+    float quality(int64_t j) const { return quality_[static_cast<size_t>(j)]; }
     float* history(int64_t j) { return history_.get() + j * width_; }
 
     void absorb(int64_t j, const Pick& pick, float c) {
@@ -97,6 +128,7 @@ class HistoryModel {
     Run& run_;
     int64_t width_ = 0;
     float rank_floor_ = 0;
+    std::vector<float> quality_;
     std::vector<float> d_;
     std::vector<int32_t> seen_;
     std::vector<Pick> picks_;

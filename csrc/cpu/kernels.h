@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "idsel/select.h"
+#include "rules/rules.h"
 
 namespace idsel::cpu {
 
@@ -22,6 +23,25 @@ constexpr int64_t kRowMultiple = 12;
 constexpr int64_t kDotsRows = 4;
 constexpr int64_t kDotsStride = kDotsRows + 1;
 
+// One pick, for a few tokens that follow one another: what they know of it, and what becomes of them.
+struct RowStep {
+    int64_t count;
+    int32_t pick;             // how many picks came before it
+    const int32_t* seen;      // (count,) how many picks each has absorbed; one that has absorbed this one stays as it is
+    const float* c;           // similarities to it
+    const float* importance;  // or what the rule makes of it
+    const float* limit;       // a priority at or below it is none
+    float* state;
+    float* key;  // out: the priority, -inf for none
+};
+
+// Of a rule that keeps the histories of tokens.
+struct HistoryStep : RowStep {
+    const float* overlap;
+    float pick_quality;
+    float* component;  // out
+};
+
 struct Kernels {
     idsel_isa isa;
     const char* name;
@@ -37,6 +57,14 @@ struct Kernels {
     // long, a multiple of kLanes of at most kBlock; `rows_a` and `rows_b` are multiples of kRowMultiple.
     void (*gram_tile)(const float* a, const float* b, int64_t stride, int64_t length, int64_t rows_a, int64_t rows_b,
                       float* c, int64_t c_stride);
+    // out[i] = <row i, with> for rows one after the other, and <row i, row i>; by dtype.
+    void (*row[3])(const void* rows, int64_t row_bytes, int64_t count, const void* with, int64_t dim, float* out);
+    void (*squares[3])(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, float* out);
+    // Dot products to similarities, from 1 / norm of either.
+    void (*cosines)(const double* scales, double scale, int64_t count, float* c);
+    // `rule` absorbs a pick of this priority; by the id of rules with State::kToken. Returns the largest key.
+    float (*absorb[kRules])(const void* rule, const RowStep& step, float priority);
+    float (*absorb_history)(const void* rule, const HistoryStep& step, float priority);
     // Sum over i < n of max(0, row[i] - cover[i]), in lanes like a dot product. A NaN counts as 0.
     float (*gain)(const float* row, const float* cover, int64_t n);
 };

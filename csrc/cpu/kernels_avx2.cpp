@@ -15,6 +15,8 @@ struct Vec {
     static constexpr int kTileA = 2;  // 12 sums, 2 rows of a and 1 of b: 15 of 16 registers
     static constexpr int kTileB = 3;
 
+    static constexpr int kRows = 4;
+
     __m256 low, high;
 
     static Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -24,6 +26,12 @@ struct Vec {
         const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), _mm256_castsi256_ps(odd)};
+    }
+    static Vec load_part(const float* p, int64_t count) {
+        // -1 for each of the first `count` of 16.
+        static constexpr int32_t kFirst[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+        const auto* masks = reinterpret_cast<const __m256i*>(kFirst + kLanes - count);
+        return {_mm256_maskload_ps(p, _mm256_loadu_si256(masks)), _mm256_maskload_ps(p + 8, _mm256_loadu_si256(masks + 1))};
     }
     void store(float* p) const {
         _mm256_storeu_ps(p, low);
@@ -65,6 +73,20 @@ struct Vec {
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
         const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+
+    // sum() of each: vectors are added in halves two by two, so that each addition serves all lanes.
+    static void sums(const Vec (&v)[kRows], float* out) {
+        __m256 pair[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const __m256 a = _mm256_add_ps(v[2 * i].low, v[2 * i].high), b = _mm256_add_ps(v[2 * i + 1].low, v[2 * i + 1].high);
+            pair[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+        }
+        // The rows 0 and 2 in the lower half, 1 and 3 in the upper one: two lanes of each.
+        const __m256 two = _mm256_add_ps(_mm256_shuffle_ps(pair[0], pair[1], 0x44), _mm256_shuffle_ps(pair[0], pair[1], 0xEE));
+        const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two, two, 0x88), _mm256_shuffle_ps(two, two, 0xDD));
+        _mm_storeu_ps(out, _mm_unpacklo_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1)));
     }
 
   private:

@@ -19,6 +19,8 @@ struct Vec {
     static constexpr int kTileA = 4;  // 24 sums, 4 rows of a and 1 of b: 29 of 32 registers
     static constexpr int kTileB = 6;
 
+    static constexpr int kRows = 16;
+
     __m512 all;
 
     static Vec zero() { return {_mm512_setzero_ps()}; }
@@ -29,6 +31,9 @@ struct Vec {
         const __m256i odd = _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
         const __m512i even = _mm512_castsi256_si512(_mm256_slli_epi32(pairs, 16));
         return {_mm512_castsi512_ps(_mm512_inserti64x4(even, odd, 1))};
+    }
+    static Vec load_part(const float* p, int64_t count) {
+        return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p)};
     }
     void store(float* p) const { _mm512_storeu_ps(p, all); }
 
@@ -56,7 +61,30 @@ struct Vec {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 
+    // sum() of each: vectors are added in halves two by two, so that each addition serves all lanes.
+    static void sums(const Vec (&v)[kRows], float* out) {
+        __m512 half[8], quarter[4], pair[2];
+        // The place of a vector is where the steps below carry it to.
+        const auto at = [&v](int place) { return v[4 * (place % 4) + place / 4].all; };
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) half[i] = add_halves<0x44, 0xEE>(at(2 * i), at(2 * i + 1));
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) quarter[i] = add_halves<0x88, 0xDD>(half[2 * i], half[2 * i + 1]);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) pair[i] = add_within<0x44, 0xEE>(quarter[2 * i], quarter[2 * i + 1]);
+        _mm512_storeu_ps(out, add_within<0x88, 0xDD>(pair[0], pair[1]));
+    }
+
   private:
+    // Groups of four lanes, and lanes in each group: those of a, then those of b.
+    template <int kFirst, int kSecond>
+    static __m512 add_halves(__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, kFirst), _mm512_shuffle_f32x4(a, b, kSecond));
+    }
+    template <int kFirst, int kSecond>
+    static __m512 add_within(__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_ps(a, b, kFirst), _mm512_shuffle_ps(a, b, kSecond));
+    }
     template <class T>
     static __m256i sixteen(const T* p) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -1,10 +1,12 @@
 // The kernels, written once over a vector type V of 16 float32 lanes. Each instruction set includes this in its own
 // namespace (IDSEL_ISA_NAMESPACE) and uses no library templates: code compiled for one instruction set must never be
 // merged by the linker with the same function compiled for another.
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "rules/tokens.h"
 
 namespace idsel::cpu::IDSEL_ISA_NAMESPACE {
 
@@ -17,10 +19,18 @@ struct BFloat16 {
 
 // The last, incomplete vector: absent elements are zeros, which add nothing.
 template <class V, class T>
-inline V load_part(const T* from, int64_t count) {
+inline V copy_part(const T* from, int64_t count) {
     T part[kLanes] = {};
     memcpy(part, from, static_cast<size_t>(count) * sizeof(T));
     return V::load(part);
+}
+template <class V, class T>
+inline V load_part(const T* from, int64_t count) {
+    return copy_part<V>(from, count);
+}
+template <class V>
+inline V load_part(const float* from, int64_t count) {
+    return V::load_part(from, count);
 }
 
 // kStreams whole blocks side by side, so that their sums do not wait for one another.
@@ -197,6 +207,119 @@ void gram_tile(const float* a, const float* b, int64_t stride, int64_t length, i
     }
 }
 
+// out[i] = <row i, with>, or <row i, row i>, for V::kRows rows one after the other.
+template <class V, class T, bool kSquares>
+inline void few_rows(const char* rows, int64_t row_bytes, const T* with, int64_t dim, float* out) {
+    const auto row = [=](int r, int64_t d) { return reinterpret_cast<const T*>(rows + r * row_bytes) + d; };
+    for (int64_t begin = 0; begin < dim || begin == 0; begin += kBlock) {
+        const int64_t length = dim - begin < kBlock ? dim - begin : kBlock;
+        V sums[V::kRows];
+#pragma GCC unroll 16
+        for (int r = 0; r < V::kRows; ++r) sums[r] = V::zero();
+        int64_t d = begin;
+        for (; d + kLanes <= begin + length; d += kLanes) {
+            const V part = V::load(with + d);
+#pragma GCC unroll 16
+            for (int r = 0; r < V::kRows; ++r) {
+                const V of_row = V::load(row(r, d));
+                sums[r] = V::multiply_add(of_row, kSquares ? of_row : part, sums[r]);
+            }
+        }
+        if (const int64_t left = begin + length - d; left > 0) {
+            const V part = load_part<V>(with + d, left);
+#pragma GCC unroll 16
+            for (int r = 0; r < V::kRows; ++r) {
+                const V of_row = load_part<V>(row(r, d), left);
+                sums[r] = V::multiply_add(of_row, kSquares ? of_row : part, sums[r]);
+            }
+        }
+        float of_block[V::kRows];
+        V::sums(sums, of_block);
+#pragma GCC unroll 16
+        for (int r = 0; r < V::kRows; ++r) out[r] = begin == 0 ? of_block[r] : out[r] + of_block[r];
+    }
+}
+
+template <class V, class T, bool kSquares>
+inline void rows_of(const void* rows_data, int64_t row_bytes, int64_t count, const void* with_data, int64_t dim,
+                    float* out) {
+    const char* rows = static_cast<const char*>(rows_data);
+    const T* with = static_cast<const T*>(with_data);
+    for (; count >= V::kRows; count -= V::kRows, rows += V::kRows * row_bytes, out += V::kRows) {
+        few_rows<V, T, kSquares>(rows, row_bytes, with, dim, out);
+    }
+    for (; count > 0; --count, rows += row_bytes, ++out) *out = dot<V, T>(rows, kSquares ? rows : with_data, dim);
+}
+
+template <class V, class T>
+void row(const void* rows, int64_t row_bytes, int64_t count, const void* with, int64_t dim, float* out) {
+    rows_of<V, T, false>(rows, row_bytes, count, with, dim, out);
+}
+
+template <class V, class T>
+void squares(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, float* out) {
+    rows_of<V, T, true>(rows, row_bytes, count, rows, dim, out);
+}
+
+inline void cosines(const double* scales, double scale, int64_t count, float* c) {
+    for (int64_t i = 0; i < count; ++i) c[i] = cosine(c[i], scale, scales[i]);
+}
+
+// The larger of two that are not NaN, in lanes side by side.
+inline float largest(const float* keys, int64_t count) {
+    float lanes[kLanes];
+    for (float& lane : lanes) lane = -INFINITY;
+    for (; count >= kLanes; count -= kLanes, keys += kLanes) {
+        for (int i = 0; i < kLanes; ++i) lanes[i] = keys[i] > lanes[i] ? keys[i] : lanes[i];
+    }
+    for (int64_t i = 0; i < count; ++i) lanes[i] = keys[i] > lanes[i] ? keys[i] : lanes[i];
+    float best = -INFINITY;
+    for (float lane : lanes) best = lane > best ? lane : best;
+    return best;
+}
+
+template <class Rule>
+float absorb(const void* of_rule, const RowStep& of_step, float priority) {
+    const Rule rule = *static_cast<const Rule*>(of_rule);
+    const RowStep step = of_step;  // a copy, which what is written below cannot change
+    float* __restrict state = step.state;
+    float* __restrict key = step.key;
+    for (int64_t j = 0; j < step.count; ++j) {
+        const float absorbed = rule.absorb(state[j], rule.weight(step.c[j]), priority);
+        state[j] = step.seen[j] > step.pick ? state[j] : absorbed;
+        const float found = rule.priority(state[j], step.importance[j]);
+        key[j] = found > step.limit[j] ? found : -INFINITY;
+    }
+    return largest(key, step.count);
+}
+
+template <class Rule>
+float absorb_history(const void* of_rule, const HistoryStep& of_step, float priority) {
+    const Rule rule = *static_cast<const Rule*>(of_rule);
+    const HistoryStep step = of_step;
+    float* __restrict state = step.state;
+    float* __restrict key = step.key;
+    float* __restrict component = step.component;
+    for (int64_t j = 0; j < step.count; ++j) {
+        const float e = rule.component(step.pick_quality, step.c[j], step.importance[j], step.overlap[j], priority);
+        component[j] = priority < Rule::kNoPriority ? e : 0.0f;  // else its history may be incomplete
+        const float absorbed = rule.absorb(state[j], component[j]);
+        state[j] = step.seen[j] > step.pick ? state[j] : absorbed;
+        key[j] = state[j] > step.limit[j] ? state[j] : -INFINITY;
+    }
+    return largest(key, step.count);
+}
+
+template <class Rule>
+constexpr void enter(Kernels& table) {
+    if constexpr (Rule::kState == State::kToken && Rule::kNeedsSimilarities) table.absorb[Rule::kId] = absorb<Rule>;
+}
+
+template <class... R>
+constexpr void enter_all(Kernels& table, RuleList<R...>) {
+    (enter<R>(table), ...);
+}
+
 template <class V>
 float gain(const float* row, const float* cover, int64_t n) {
     V sums = V::zero();
@@ -209,13 +332,20 @@ float gain(const float* row, const float* cover, int64_t n) {
 
 template <class V>
 constexpr Kernels table(idsel_isa isa, const char* name) {
-    return {isa,
-            name,
-            {dot<V, float>, dot<V, Half>, dot<V, BFloat16>},
-            {dots<V, float>, dots<V, Half>, dots<V, BFloat16>},
-            {to_lanes<V, float>, to_lanes<V, Half>, to_lanes<V, BFloat16>},
-            gram_tile<V>,
-            gain<V>};
+    Kernels table{isa,
+                  name,
+                  {dot<V, float>, dot<V, Half>, dot<V, BFloat16>},
+                  {dots<V, float>, dots<V, Half>, dots<V, BFloat16>},
+                  {to_lanes<V, float>, to_lanes<V, Half>, to_lanes<V, BFloat16>},
+                  gram_tile<V>,
+                  {row<V, float>, row<V, Half>, row<V, BFloat16>},
+                  {squares<V, float>, squares<V, Half>, squares<V, BFloat16>},
+                  cosines,
+                  {},
+                  absorb_history<DPP>,
+                  gain<V>};
+    enter_all(table, AllRules{});
+    return table;
 }
 
 }  // namespace idsel::cpu::IDSEL_ISA_NAMESPACE

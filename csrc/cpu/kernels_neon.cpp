@@ -15,6 +15,8 @@ struct Vec {
     static constexpr int kTileA = 2;  // 24 sums, 2 rows of a and 1 of b: 27 of 32 registers
     static constexpr int kTileB = 3;
 
+    static constexpr int kRows = 4;
+
     float32x4_t part[4];
 
     static Vec zero() { return {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}}; }
@@ -29,6 +31,7 @@ struct Vec {
         const uint32x4_t high = vreinterpretq_u32_u16(vld1q_u16(&p->bits + 8));
         return {{even(low), even(high), odd(low), odd(high)}};
     }
+    static Vec load_part(const float* p, int64_t count) { return copy_part<Vec>(p, count); }
     void store(float* p) const {
         for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, part[i]);
     }
@@ -58,6 +61,9 @@ struct Vec {
         }
     }
 
+    static void sums(const Vec (&v)[kRows], float* out) {
+        for (int r = 0; r < kRows; ++r) out[r] = v[r].sum();
+    }
     float sum() const {
         const float32x4_t four = vaddq_f32(vaddq_f32(part[0], part[2]), vaddq_f32(part[1], part[3]));
         const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));

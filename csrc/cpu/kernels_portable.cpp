@@ -31,6 +31,8 @@ struct Vec {
     static constexpr int kTileA = 1;
     static constexpr int kTileB = 2;
 
+    static constexpr int kRows = 4;
+
     float lane[kLanes];
 
     static Vec zero() { return {}; }
@@ -45,6 +47,7 @@ struct Vec {
         for (int i = 0; i < kLanes; ++i) v.lane[i / 2 + i % 2 * kLanes / 2] = widen(p[i]);
         return v;
     }
+    static Vec load_part(const float* p, int64_t count) { return copy_part<Vec>(p, count); }
     void store(float* p) const { memcpy(p, lane, sizeof lane); }
 
     static Vec multiply_add(const Vec& a, const Vec& b, Vec c) {
@@ -71,6 +74,9 @@ struct Vec {
         for (int j = 0; j < 2; ++j) sums[0][j] = multiply_add(row, load(b + j * stride), sums[0][j]);
     }
 
+    static void sums(const Vec (&v)[kRows], float* out) {
+        for (int r = 0; r < kRows; ++r) out[r] = v[r].sum();
+    }
     float sum() const {
         Vec v = *this;
         for (int width = 8; width > 0; width /= 2) {

@@ -38,6 +38,7 @@ class LazyLoop {
             const int64_t top = argmax_.top();
             if (argmax_.key(top) == kNoKey) return true;
             if (!model_.fresh(top)) {
+                if (rows_pay_by_now()) return false;
                 tighten_bounds();
             } else if (!usable(top)) {
                 argmax_.update(top, kNoKey);
@@ -112,7 +113,7 @@ class LazyLoop {
         for (int64_t j = 0; j < run_.sample.n; ++j) {
             if (may_win(j, argmax_.key(j)) && !model_.fresh(j)) rivals_.push_back(j);
         }
-        while (!rivals_.empty()) {
+        while (!rivals_.empty() && !rows_pay_by_now()) {
             take_largest_rivals();
             advance();
             const auto beaten = [this](int64_t j) { return !may_win(j, argmax_.key(j)) || model_.fresh(j); };
@@ -154,7 +155,7 @@ class LazyLoop {
         return take({token, model_.eligible(token) ? model_.key(token) : kNoKey});
     }
 
-    // False when the loop is over: all picked, or the dense path should go on.
+    // False when the loop is over: all picked, or another should go on.
     bool take(const Pick& pick) {
         run_.take(pick.token, pick.priority);
         argmax_.update(pick.token, kNoKey);
@@ -165,17 +166,21 @@ class LazyLoop {
         looked_ = 0;
         exact_ = kNoKey;
         exact_token_ = 0;
-        return Model::kDense == Dense::kNever || run_.similarity.has_gram() || stays_lazy();
+        return !others_pay(cost_model_.rate());
     }
 
-    // False if the dense path should go on. Computes the Gram where that pays.
-    bool stays_lazy() {
-        const auto remaining = static_cast<double>(run_.remaining());
-        if (!cost_model_.gram_pays(remaining)) return true;
-        if (!cost_model_.gram_beats_rows(remaining, static_cast<double>(stale_pairs(model_, run_)))) return false;
-        run_.similarity.make_gram();
-        run_.path = IDSEL_PATH_LAZY_GRAM;
-        return Model::kDense == Dense::kOverRows;
+    // Whether this pick alone has cost as much as a row, and the rest of them would at this rate.
+    bool rows_pay_by_now() {
+        if (!Model::kRows) return false;
+        const auto looked = static_cast<double>(looked_);
+        return cost_model_.exceeds_row(looked, run_.similarity.has_gram()) && others_pay(std::max(looked, cost_model_.rate()));
+    }
+
+    // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
+    bool others_pay(double rate) const {
+        if (!Model::kRows) return false;
+        return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()), static_cast<double>(behind(model_, run_)),
+                                    run_.similarity.has_gram());
     }
 
     Model& model_;
@@ -195,7 +200,7 @@ class LazyLoop {
     int64_t exact_token_ = 0;
 };
 
-// Picks lazily. Returns true when no more can be picked by priority, false when the dense path should go on.
+// Picks lazily. Returns true when no more can be picked by priority, false when another loop should go on.
 template <class Model>
 bool lazy_greedy(Model& model, Run& run) {
     return LazyLoop<Model>(model, run).pick_all();

@@ -24,7 +24,7 @@ class RowModel {
         start();
     }
 
-    bool lazy() const { return true; }
+    bool lazy() const { return !raised_; }
     bool begun() const { return begun_; }
     bool due() const { return !begun_ && visible() > 0; }
 
@@ -71,15 +71,35 @@ class RowModel {
         return !raised_;
     }
 
-    static constexpr Dense kDense = Dense::kOverRows;
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
+    static constexpr bool kRows = Rule::kNeedsSimilarities;
+    int64_t visible() const { return rule_.visible(static_cast<int>(picks_.size())); }
+    int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }
+    float limit() const { return rule_.limit(); }
+    float absorb(int64_t p, const Block& block, const float* c) {
+        const auto at = static_cast<size_t>(block.begin);
+        const float* importance = &run_.sample.importance[at];
+        const RowStep step{block.count(), static_cast<int32_t>(p), &seen_[at], c, importance, block.limit, &state_[at], block.key};
+        const float best = run_.similarity.kernels().absorb[Rule::kId](&rule_, step, picks_[static_cast<size_t>(p)].priority);
+        return rule_.has_grid() ? suppress_by_place(p, block) : best;
+    }
+    void all_absorbed(int64_t picks) { std::fill(seen_.begin(), seen_.end(), static_cast<int32_t>(picks)); }
+
   private:
+    // Those near a pick, once they have absorbed it. Returns the largest key.
+    float suppress_by_place(int64_t p, const Block& block) {
+        const Cell cell = rule_.cell(static_cast<int>(pick(p)));
+        for (int64_t j = block.begin; j < block.end; ++j) {
+            if (rule_.suppresses(cell, rule_.cell(static_cast<int>(j)))) state(j) = block.key[j - block.begin] = kNoKey;
+        }
+        return *std::max_element(block.key, block.key + block.count());
+    }
+
     float& state(int64_t j) { return state_[static_cast<size_t>(j)]; }
     float state(int64_t j) const { return state_[static_cast<size_t>(j)]; }
     int32_t seen(int64_t j) const { return seen_[static_cast<size_t>(j)]; }
     float importance(int64_t j) const { return run_.sample.importance[static_cast<size_t>(j)]; }
-    int64_t visible() const { return rule_.visible(static_cast<int>(picks_.size())); }
     bool is_settled(int64_t j) const { return !raised_ && begun_ && rule_.settled(state(j)); }
 
     void absorb(int64_t j, int64_t first, int64_t picks, const float* c) {

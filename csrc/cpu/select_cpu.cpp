@@ -13,6 +13,7 @@
 #include "cpu/dense_greedy.h"
 #include "cpu/history_model.h"
 #include "cpu/lazy_greedy.h"
+#include "cpu/row_greedy.h"
 #include "cpu/row_model.h"
 #include "rules/dispatch.h"
 #include "rules/tokens.h"
@@ -101,9 +102,18 @@ struct ModelOf<State::kChannels> {
 
 template <class Model>
 void pick_greedily(Model& model, Run& run) {
-    const bool finished = model.lazy() && lazy_greedy(model, run);
-    run.lazy_picks = static_cast<int64_t>(run.picks.size());
-    if (!finished) dense_greedy(model, run);
+    for (bool finished = false; !finished;) {
+        const auto before = static_cast<int64_t>(run.picks.size());
+        finished = model.lazy() && lazy_greedy(model, run);
+        run.lazy_picks += static_cast<int64_t>(run.picks.size()) - before;
+        if (finished || run.done()) return;
+        if constexpr (Model::kRows) {
+            finished = RowLoop<Model>(model, run).pick_all();
+        } else {
+            dense_greedy(model, run);
+            finished = true;
+        }
+    }
 }
 
 void write(const idsel_args& args, int64_t b, std::vector<Pick>& picks) {

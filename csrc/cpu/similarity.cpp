@@ -37,7 +37,20 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
     });
 }
 
-void Similarity::know_all_norms() { know_norms(all_tokens()); }
+void Similarity::know_all_norms(bool shared) {
+    if (std::count(norms_.begin(), norms_.end(), kUnknown) == 0) return;
+    constexpr int64_t kTogether = 64;
+    const int64_t parts = shared ? 2 * pool_.threads() : 1;
+    const int64_t grain = (sample_.n / parts / kTogether + 1) * kTogether;
+    pool_.parallel_for(sample_.n, grain, [&](int64_t begin, int64_t end) {
+        float squares[kTogether];
+        for (; begin < end; begin += kTogether) {
+            const int64_t count = std::min(kTogether, end - begin);
+            kernels_.squares[sample_.dtype](sample_.row(begin), sample_.row_bytes, count, sample_.dim, squares);
+            for (int64_t i = 0; i < count; ++i) set_norm(begin + i, squares[i]);
+        }
+    });
+}
 
 std::vector<int64_t> Similarity::all_tokens() const {
     std::vector<int64_t> tokens(static_cast<size_t>(sample_.n));
@@ -72,6 +85,15 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
             of_token[j] = cosine(of_token[j], scale_[static_cast<size_t>(others[j])], scale);
         }
     }
+}
+
+void Similarity::row(int64_t i, int64_t begin, int64_t end, float* c) const {
+    if (gram_) {
+        std::copy(gram_row(i) + begin, gram_row(i) + end, c);
+        return;
+    }
+    kernels_.row[sample_.dtype](sample_.row(begin), sample_.row_bytes, end - begin, sample_.row(i), sample_.dim, c);
+    kernels_.cosines(&scale_[static_cast<size_t>(begin)], scale_[static_cast<size_t>(i)], end - begin, c);
 }
 
 bool Similarity::gram_fits_budget() const {

@@ -38,13 +38,17 @@ class Similarity {
     void tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c);
     bool norm_known(int64_t token) const { return norms_[static_cast<size_t>(token)] != kUnknown; }
 
+    // c_ij of a token with others that follow one another, all with known norms: into c. The caller counts them. Safe in
+    // parallel.
+    void row(int64_t i, int64_t begin, int64_t end, float* c) const;
+
     // Computes the Gram, unless it is there. Afterwards all norms are known.
     void make_gram();
     bool has_gram() const { return gram_ != nullptr; }
     // c_i: of token i with all others, and with itself if it has a direction.
     const float* gram_row(int64_t i) const { return gram_.get() + i * sample_.n; }
 
-    void know_all_norms();
+    void know_all_norms(bool shared = true);
     // The norms of some tokens, in parallel.
     void know_norms(const std::vector<int64_t>& tokens);
     bool gram_fits_budget() const;

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "rules/arithmetic.h"
 #include "rules/rule.h"
 
 namespace idsel {
@@ -20,7 +21,7 @@ struct DPP : Rule {
     static DPP from_params(const double* params) { return {{}, static_cast<float>(params[0])}; }
 
     // Its square stays finite.
-    IDSEL_HD float quality(float importance) const { return fminf(fmaxf(importance, -0x1p63f), 0x1p63f); }
+    IDSEL_HD float quality(float importance) const { return smaller(larger(importance, -0x1p63f), 0x1p63f); }
     // L_jj of a token with a direction; a zero row has L_jj = 0.
     IDSEL_HD float start(float quality) const { return quality * quality; }
     // What the picks leave of the token along pick i: e_j. `overlap` is the sum over earlier rows r_t[i] * r_t[j].

@@ -4,6 +4,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "rules/arithmetic.h"
 #include "rules/rule.h"
 
 namespace idsel {
@@ -24,13 +25,13 @@ struct IDSelection : TokenRule {
     }
 
     // The floor holds from the first pick on.
-    IDSEL_HD float untouched(float importance) const { return fmaxf(floor, importance); }
+    IDSEL_HD float untouched(float importance) const { return larger(floor, importance); }
     IDSEL_HD float weight(float c) const {
-        const float distance = fmaxf(0.0f, 1.0f - c);
-        return expf(-gamma * (distance * distance));
+        const float distance = larger(0.0f, 1.0f - c);
+        return exponential(-gamma * (distance * distance));
     }
     IDSEL_HD float absorb(float state, float weight, float pick_priority) const {
-        return fmaxf(floor, state - weight * pick_priority);
+        return larger(floor, state - weight * pick_priority);
     }
     IDSEL_HD float limit() const { return by_importance ? floor : -INFINITY; }
     IDSEL_HD bool settled(float state) const { return state <= floor; }

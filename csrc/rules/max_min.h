@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "rules/arithmetic.h"
 #include "rules/rule.h"
 
 namespace idsel {
@@ -22,7 +23,7 @@ struct MaxMin : TokenRule {
         return {{}, static_cast<long long>(params[0]), weighted ? 0.0f : 1.0f, weighted ? 0x1p100f : 1.0f};
     }
 
-    IDSEL_HD float weight_of(float importance) const { return fminf(fmaxf(importance, least), most); }
+    IDSEL_HD float weight_of(float importance) const { return smaller(larger(importance, least), most); }
 
     IDSEL_HD bool needs_nearest() const { return first < 0; }
     // Before a given start no distance constrains anybody. What weighs nothing has 0, even without another token.
@@ -33,7 +34,7 @@ struct MaxMin : TokenRule {
     IDSEL_HD long long given_start() const { return first; }
     // State: the distance 1 - c to the nearest pick. None lies above 2, so 2 stands for "no pick yet".
     IDSEL_HD float untouched(float /*importance*/) const { return 2.0f; }
-    IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return fminf(state, 1.0f - c); }
+    IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return smaller(state, 1.0f - c); }
     IDSEL_HD float priority(float distance, float importance) const { return weight_of(importance) * distance; }
     IDSEL_HD bool settled(float state) const { return state <= 0.0f; }
 };

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "rules/arithmetic.h"
 #include "rules/rule.h"
 
 namespace idsel {
@@ -26,7 +27,7 @@ struct MMR : TokenRule {
 
     // State: the largest similarity to a pick. None lies below -1, so -1 stands for "no pick yet".
     IDSEL_HD float untouched(float /*importance*/) const { return -1.0f; }
-    IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return fmaxf(state, c); }
+    IDSEL_HD float absorb(float state, float c, float /*pick_priority*/) const { return larger(state, c); }
     IDSEL_HD float priority(float state, float importance) const { return lam * importance - one_minus_lam * state; }
     IDSEL_HD bool settled(float state) const { return state >= 1.0f; }
     IDSEL_HD int visible(int picks) const {

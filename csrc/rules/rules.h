@@ -28,6 +28,12 @@ using GreedyRules = RuleList<IDSelection, MMR, MaxMin, HardSuppress, DPP, Covera
 using AllRules = decltype(joined(GreedyRules{}, RuleList<Elimination, DART>{}));
 
 template <class... R>
+constexpr int count_of(RuleList<R...>) {
+    return sizeof...(R);
+}
+constexpr int kRules = count_of(AllRules{});  // whose ids are 0, 1, ...
+
+template <class... R>
 constexpr int rules_with(State state, RuleList<R...>) {
     return ((R::kState == state ? 1 : 0) + ...);
 }
