@@ -14,9 +14,9 @@ struct Costs {
     // What goes with it and no other thread can take over: finding the token, and its new place.
     static constexpr double kSearch = 30.0;
     // One similarity of a row that all tokens absorb one after the other.
-    static double row(int64_t dim) { return 2.0 + 0.035 * static_cast<double>(dim); }
+    static double row(int64_t dim) { return 1.2 + 0.04 * static_cast<double>(dim); }
     // The same where it is looked up.
-    static constexpr double kStep = 1.0;
+    static constexpr double kStep = 0.7;
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 8.0 + 0.042 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
@@ -41,7 +41,8 @@ class CostModel {
     // up with, be they computed or looked up in a Gram.
     bool rows_pay(double rate, double picks, double behind, bool has_gram) const {
         const double lazy = picks * lazy_cost(rate, has_gram), rows = picks + behind;
-        return lazy > rows * row_cost(has_gram) || (!has_gram && gram_fits_ && lazy > gram_cost() + rows * row_cost(true));
+        return lazy > rows * row_cost(has_gram) ||
+               (!has_gram && gram_fits_ && lazy > gram_cost() + rows * row_cost(true));
     }
     double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
     bool gram_beats_rows(double rows) const {
@@ -82,6 +83,7 @@ class CostModel {
     // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
     // that follow, too: right after an operation of torch's that costs more than it saves, unless there is much to do.
     bool sharing_nearest_pays() const { return nearest_cost() > 16 * kAlone; }
+
   private:
     static constexpr double kAlone = 2e6;
 

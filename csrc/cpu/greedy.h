@@ -84,6 +84,7 @@ struct Run {
     std::vector<Pick> picks;
     size_t next_given = 0;
     int64_t lazy_picks = 0;
+    int64_t survey = 8;  // how many picks by rows are enough to tell whether the lazy loop would do with less
     int32_t path = IDSEL_PATH_LAZY;
 };
 

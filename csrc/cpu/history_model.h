@@ -22,7 +22,8 @@ class HistoryModel {
         d_.resize(static_cast<size_t>(n));
         seen_.resize(static_cast<size_t>(n));
         quality_.resize(static_cast<size_t>(n));
-        for (int64_t j = 0; j < n; ++j) quality_[static_cast<size_t>(j)] = rule.quality(run.sample.importance[static_cast<size_t>(j)]);
+        for (int64_t j = 0; j < n; ++j)
+            quality_[static_cast<size_t>(j)] = rule.quality(run.sample.importance[static_cast<size_t>(j)]);
         history_.reset(new float[static_cast<size_t>(n * width_)]);  // written before it is read
         for (int64_t j = 0; j < n; ++j) d(j) = run.competes(j) ? rule.start(quality(j)) : 0.0f;
         rank_floor_ = rule.rank_floor(largest());
@@ -68,6 +69,7 @@ class HistoryModel {
         const Pick& pick = picks_[static_cast<size_t>(p)];
         const Kernels& kernels = run_.similarity.kernels();
         const auto at = static_cast<size_t>(block.begin);
+        if (!(pick.priority < DPP::kNoPriority)) return absorb_nothing(p, block);
         float overlap[Block::kMost], component[Block::kMost];
         kernels.row[IDSEL_FLOAT32](history(block.begin), width_ * 4, block.count(), history(pick.token), p, overlap);
         HistoryStep step{};
@@ -97,6 +99,14 @@ class HistoryModel {
     int64_t picked() const { return static_cast<int64_t>(picks_.size()); }
     float quality(int64_t j) const { return quality_[static_cast<size_t>(j)]; }
     float* history(int64_t j) { return history_.get() + j * width_; }
+
+    // Of a pick that had no priority, so that its history may be incomplete.
+    float absorb_nothing(int64_t p, const Block& block) {
+        for (int64_t j = block.begin; j < block.end; ++j) {
+            if (seen(j) <= p) history(j)[p] = 0.0f;
+        }
+        return *std::max_element(block.key, block.key + block.count());
+    }
 
     void absorb(int64_t j, const Pick& pick, float c) {
         const int64_t step = seen_[static_cast<size_t>(j)]++;

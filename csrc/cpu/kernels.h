@@ -26,9 +26,9 @@ constexpr int64_t kDotsStride = kDotsRows + 1;
 // One pick, for a few tokens that follow one another: what they know of it, and what becomes of them.
 struct RowStep {
     int64_t count;
-    int32_t pick;             // how many picks came before it
-    const int32_t* seen;      // (count,) how many picks each has absorbed; one that has absorbed this one stays as it is
-    const float* c;           // similarities to it
+    int32_t pick;         // how many picks came before it
+    const int32_t* seen;  // (count,) how many picks each has absorbed; one that has absorbed this one stays as it is
+    const float* c;       // similarities to it
     const float* importance;  // or what the rule makes of it
     const float* limit;       // a priority at or below it is none
     float* state;

@@ -31,13 +31,15 @@ struct Vec {
         // -1 for each of the first `count` of 16.
         static constexpr int32_t kFirst[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
         const auto* masks = reinterpret_cast<const __m256i*>(kFirst + kLanes - count);
-        return {_mm256_maskload_ps(p, _mm256_loadu_si256(masks)), _mm256_maskload_ps(p + 8, _mm256_loadu_si256(masks + 1))};
+        return {_mm256_maskload_ps(p, _mm256_loadu_si256(masks)),
+                _mm256_maskload_ps(p + 8, _mm256_loadu_si256(masks + 1))};
     }
     void store(float* p) const {
         _mm256_storeu_ps(p, low);
         _mm256_storeu_ps(p + 8, high);
     }
 
+    static Vec larger(Vec a, Vec b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
     static Vec multiply_add(Vec a, Vec b, Vec c) {
         return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
     }
@@ -80,11 +82,13 @@ struct Vec {
         __m256 pair[2];
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-            const __m256 a = _mm256_add_ps(v[2 * i].low, v[2 * i].high), b = _mm256_add_ps(v[2 * i + 1].low, v[2 * i + 1].high);
+            const __m256 a = _mm256_add_ps(v[2 * i].low, v[2 * i].high),
+                         b = _mm256_add_ps(v[2 * i + 1].low, v[2 * i + 1].high);
             pair[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
         }
         // The rows 0 and 2 in the lower half, 1 and 3 in the upper one: two lanes of each.
-        const __m256 two = _mm256_add_ps(_mm256_shuffle_ps(pair[0], pair[1], 0x44), _mm256_shuffle_ps(pair[0], pair[1], 0xEE));
+        const __m256 two =
+            _mm256_add_ps(_mm256_shuffle_ps(pair[0], pair[1], 0x44), _mm256_shuffle_ps(pair[0], pair[1], 0xEE));
         const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two, two, 0x88), _mm256_shuffle_ps(two, two, 0xDD));
         _mm_storeu_ps(out, _mm_unpacklo_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1)));
     }

@@ -19,7 +19,7 @@ struct Vec {
     static constexpr int kTileA = 4;  // 24 sums, 4 rows of a and 1 of b: 29 of 32 registers
     static constexpr int kTileB = 6;
 
-    static constexpr int kRows = 16;
+    static constexpr int kRows = 8;
 
     __m512 all;
 
@@ -37,6 +37,7 @@ struct Vec {
     }
     void store(float* p) const { _mm512_storeu_ps(p, all); }
 
+    static Vec larger(Vec a, Vec b) { return {_mm512_max_ps(a.all, b.all)}; }
     static Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.all, c.all)}; }
     static Vec add_excess(Vec a, Vec b, Vec c) {
         return {_mm512_add_ps(c.all, _mm512_max_ps(_mm512_sub_ps(a.all, b.all), _mm512_setzero_ps()))};
@@ -63,16 +64,19 @@ struct Vec {
 
     // sum() of each: vectors are added in halves two by two, so that each addition serves all lanes.
     static void sums(const Vec (&v)[kRows], float* out) {
-        __m512 half[8], quarter[4], pair[2];
+        __m512 half[4], quarter[2];
         // The place of a vector is where the steps below carry it to.
-        const auto at = [&v](int place) { return v[4 * (place % 4) + place / 4].all; };
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) half[i] = add_halves<0x44, 0xEE>(at(2 * i), at(2 * i + 1));
+        const auto at = [&v](int place) { return v[2 * (place % 4) + place / 4].all; };
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) quarter[i] = add_halves<0x88, 0xDD>(half[2 * i], half[2 * i + 1]);
+        for (int i = 0; i < 4; ++i) half[i] = add_halves<0x44, 0xEE>(at(2 * i), at(2 * i + 1));
 #pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) pair[i] = add_within<0x44, 0xEE>(quarter[2 * i], quarter[2 * i + 1]);
-        _mm512_storeu_ps(out, add_within<0x88, 0xDD>(pair[0], pair[1]));
+        for (int i = 0; i < 2; ++i) quarter[i] = add_halves<0x88, 0xDD>(half[2 * i], half[2 * i + 1]);
+        const __m512 pair = add_within<0x44, 0xEE>(quarter[0], quarter[1]);
+        // Two sums at the beginning of each four lanes.
+        const __m512i sums = _mm512_castps_si512(add_within<0x88, 0xDD>(pair, pair));
+        const __m512i two_by_two = _mm512_set_epi64(0, 0, 0, 0, 6, 4, 2, 0);
+        const __m512i eight = _mm512_permutexvar_epi64(two_by_two, sums);
+        _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_castsi512_ps(eight)));
     }
 
   private:

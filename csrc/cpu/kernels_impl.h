@@ -265,59 +265,64 @@ inline void cosines(const double* scales, double scale, int64_t count, float* c)
     for (int64_t i = 0; i < count; ++i) c[i] = cosine(c[i], scale, scales[i]);
 }
 
-// The larger of two that are not NaN, in lanes side by side.
+// None of them is NaN.
+template <class V>
 inline float largest(const float* keys, int64_t count) {
     float lanes[kLanes];
     for (float& lane : lanes) lane = -INFINITY;
-    for (; count >= kLanes; count -= kLanes, keys += kLanes) {
-        for (int i = 0; i < kLanes; ++i) lanes[i] = keys[i] > lanes[i] ? keys[i] : lanes[i];
-    }
+    V best = V::load(lanes);
+    for (; count >= kLanes; count -= kLanes, keys += kLanes) best = V::larger(V::load(keys), best);
+    best.store(lanes);
     for (int64_t i = 0; i < count; ++i) lanes[i] = keys[i] > lanes[i] ? keys[i] : lanes[i];
-    float best = -INFINITY;
-    for (float lane : lanes) best = lane > best ? lane : best;
-    return best;
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    }
+    return lanes[0];
 }
 
-template <class Rule>
+template <class V, class Rule>
 float absorb(const void* of_rule, const RowStep& of_step, float priority) {
     const Rule rule = *static_cast<const Rule*>(of_rule);
     const RowStep step = of_step;  // a copy, which what is written below cannot change
-    float* __restrict state = step.state;
-    float* __restrict key = step.key;
+    float* __restrict states = step.state;
+    float* __restrict keys = step.key;
     for (int64_t j = 0; j < step.count; ++j) {
-        const float absorbed = rule.absorb(state[j], rule.weight(step.c[j]), priority);
-        state[j] = step.seen[j] > step.pick ? state[j] : absorbed;
-        const float found = rule.priority(state[j], step.importance[j]);
-        key[j] = found > step.limit[j] ? found : -INFINITY;
+        const float before = states[j], absorbed = rule.absorb(before, rule.weight(step.c[j]), priority);
+        const float state = step.seen[j] > step.pick ? before : absorbed;
+        const float found = rule.priority(state, step.importance[j]);
+        states[j] = state;
+        keys[j] = found > step.limit[j] ? found : -INFINITY;
     }
-    return largest(key, step.count);
+    return largest<V>(keys, step.count);
 }
 
-template <class Rule>
+template <class V, class Rule>
 float absorb_history(const void* of_rule, const HistoryStep& of_step, float priority) {
     const Rule rule = *static_cast<const Rule*>(of_rule);
     const HistoryStep step = of_step;
-    float* __restrict state = step.state;
-    float* __restrict key = step.key;
-    float* __restrict component = step.component;
+    float* __restrict states = step.state;
+    float* __restrict keys = step.key;
+    float* __restrict components = step.component;
     for (int64_t j = 0; j < step.count; ++j) {
-        const float e = rule.component(step.pick_quality, step.c[j], step.importance[j], step.overlap[j], priority);
-        component[j] = priority < Rule::kNoPriority ? e : 0.0f;  // else its history may be incomplete
-        const float absorbed = rule.absorb(state[j], component[j]);
-        state[j] = step.seen[j] > step.pick ? state[j] : absorbed;
-        key[j] = state[j] > step.limit[j] ? state[j] : -INFINITY;
+        components[j] = rule.component(step.pick_quality, step.c[j], step.importance[j], step.overlap[j], priority);
     }
-    return largest(key, step.count);
+    for (int64_t j = 0; j < step.count; ++j) {
+        const float before = states[j], absorbed = rule.absorb(before, components[j]);
+        const float state = step.seen[j] > step.pick ? before : absorbed;
+        states[j] = state;
+        keys[j] = state > step.limit[j] ? state : -INFINITY;
+    }
+    return largest<V>(keys, step.count);
 }
 
-template <class Rule>
+template <class V, class Rule>
 constexpr void enter(Kernels& table) {
-    if constexpr (Rule::kState == State::kToken && Rule::kNeedsSimilarities) table.absorb[Rule::kId] = absorb<Rule>;
+    if constexpr (Rule::kState == State::kToken && Rule::kNeedsSimilarities) table.absorb[Rule::kId] = absorb<V, Rule>;
 }
 
-template <class... R>
+template <class V, class... R>
 constexpr void enter_all(Kernels& table, RuleList<R...>) {
-    (enter<R>(table), ...);
+    (enter<V, R>(table), ...);
 }
 
 template <class V>
@@ -342,9 +347,9 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
                   {squares<V, float>, squares<V, Half>, squares<V, BFloat16>},
                   cosines,
                   {},
-                  absorb_history<DPP>,
+                  absorb_history<V, DPP>,
                   gain<V>};
-    enter_all(table, AllRules{});
+    enter_all<V>(table, AllRules{});
     return table;
 }
 

@@ -36,6 +36,10 @@ struct Vec {
         for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, part[i]);
     }
 
+    static Vec larger(Vec a, Vec b) {
+        for (int i = 0; i < 4; ++i) a.part[i] = vmaxq_f32(a.part[i], b.part[i]);
+        return a;
+    }
     static Vec multiply_add(Vec a, Vec b, Vec c) {
         for (int i = 0; i < 4; ++i) c.part[i] = vfmaq_f32(c.part[i], a.part[i], b.part[i]);
         return c;

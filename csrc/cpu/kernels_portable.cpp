@@ -50,6 +50,10 @@ struct Vec {
     static Vec load_part(const float* p, int64_t count) { return copy_part<Vec>(p, count); }
     void store(float* p) const { memcpy(p, lane, sizeof lane); }
 
+    static Vec larger(const Vec& a, Vec b) {
+        for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+        return b;
+    }
     static Vec multiply_add(const Vec& a, const Vec& b, Vec c) {
         for (int i = 0; i < kLanes; ++i) {
 #ifdef FP_FAST_FMAF

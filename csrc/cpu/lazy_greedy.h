@@ -173,14 +173,15 @@ class LazyLoop {
     bool rows_pay_by_now() {
         if (!Model::kRows) return false;
         const auto looked = static_cast<double>(looked_);
-        return cost_model_.exceeds_row(looked, run_.similarity.has_gram()) && others_pay(std::max(looked, cost_model_.rate()));
+        return cost_model_.exceeds_row(looked, run_.similarity.has_gram()) &&
+               others_pay(std::max(looked, cost_model_.rate()));
     }
 
     // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
     bool others_pay(double rate) const {
         if (!Model::kRows) return false;
-        return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()), static_cast<double>(behind(model_, run_)),
-                                    run_.similarity.has_gram());
+        return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()),
+                                    static_cast<double>(behind(model_, run_)), run_.similarity.has_gram());
     }
 
     Model& model_;

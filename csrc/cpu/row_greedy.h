@@ -21,14 +21,13 @@ class RowLoop {
     bool pick_all() {
         begin();
         while (!run_.done()) {
-            const bool survey = ++absorptions_ % kSurvey == 0 && model_.lazy() && !model_.due();
-            if (survey) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
             absorb_visible();
+            if (before_.empty()) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
             const int64_t given = run_.given(), token = given >= 0 ? given : argmax_.top();
             const float key = argmax_.key(token);
             if (key == kNoKey && given < 0) return true;
             take(token, key);
-            if (survey && laziness_pays(key)) {
+            if (++window_ == run_.survey && model_.lazy() && begins_window(key)) {
                 model_.all_absorbed(absorbed_);
                 return false;
             }
@@ -37,8 +36,7 @@ class RowLoop {
     }
 
   private:
-    static constexpr int64_t kSurvey = 8;      // so many picks from one survey to the next
-    static constexpr double kOvershoot = 2.0;  // the lazy loop looks at more tokens than it has to, and leaves them behind
+    static constexpr double kOvershoot = 2.0;  // the lazy loop looks at more tokens than it has to
 
     void begin() {
         Similarity& similarity = run_.similarity;
@@ -53,7 +51,8 @@ class RowLoop {
             if (run_.competes(j)) absorbed_ = std::min(absorbed_, model_.progress(j));
         }
         argmax_.refresh();
-        if (!similarity.has_gram() && cost_model_.gram_beats_rows(static_cast<double>(run_.remaining() + behind(model_, run_)))) {
+        if (!similarity.has_gram() &&
+            cost_model_.gram_beats_rows(static_cast<double>(run_.remaining() + behind(model_, run_)))) {
             similarity.make_gram();
         }
         if (!similarity.has_gram()) {
@@ -70,17 +69,24 @@ class RowLoop {
         if (!run_.done()) model_.take({token, key});
     }
 
-    // Whether the latest pick could have been found among few tokens: those whose priority before exceeds its own.
-    bool laziness_pays(float key) const {
+    // Looks back on a window of picks: whether they could have been found among few tokens, those whose priority before
+    // exceeds that of the latest. The next window is twice as long, because what is left out of one may come up in the
+    // next and has to absorb all of it then.
+    bool begins_window(float key) {
         const auto rivals = std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; });
         const bool has_gram = run_.similarity.has_gram();
-        return cost_model_.lazy_cost(kOvershoot * static_cast<double>(rivals), has_gram) < cost_model_.row_cost(has_gram);
+        before_.clear();
+        window_ = 0;
+        run_.survey *= 2;
+        return cost_model_.lazy_cost(kOvershoot * static_cast<double>(rivals), has_gram) <
+               cost_model_.row_cost(has_gram);
     }
 
     // Picks that a token has not absorbed.
     void absorb_visible() {
         if (model_.due()) model_.begin();
-        for (absorbed_ = std::min(absorbed_, model_.visible()); absorbed_ < model_.visible(); ++absorbed_) absorb(absorbed_);
+        for (absorbed_ = std::min(absorbed_, model_.visible()); absorbed_ < model_.visible(); ++absorbed_)
+            absorb(absorbed_);
     }
 
     void absorb(int64_t p) {
@@ -92,7 +98,8 @@ class RowLoop {
             for (int64_t b = first; b < last; ++b) {
                 const int64_t begin = b * Block::kMost, end = std::min(begin + Block::kMost, n);
                 run_.similarity.row(pick, begin, end, c);
-                const float best = model_.absorb(p, {begin, end, &limit_[static_cast<size_t>(begin)], argmax_.keys(b)}, c);
+                const float best =
+                    model_.absorb(p, {begin, end, &limit_[static_cast<size_t>(begin)], argmax_.keys(b)}, c);
                 argmax_.set_largest(b, best);
             }
         });
@@ -103,9 +110,9 @@ class RowLoop {
     Run& run_;
     BlockedArgmax argmax_;
     CostModel cost_model_;
-    std::vector<float> limit_;  // (n,) a priority at or below it is none; +inf for a token that cannot be picked
-    std::vector<float> before_;  // (n,) keys before the latest pick was absorbed
-    int64_t absorptions_ = 0;
+    std::vector<float> limit_;   // (n,) a priority at or below it is none; +inf for a token that cannot be picked
+    std::vector<float> before_;  // (n,) keys when the window began
+    int64_t window_ = 0;         // picks since
     int64_t absorbed_ = std::numeric_limits<int64_t>::max();  // picks that every token has absorbed
 };
 

@@ -80,8 +80,10 @@ class RowModel {
     float absorb(int64_t p, const Block& block, const float* c) {
         const auto at = static_cast<size_t>(block.begin);
         const float* importance = &run_.sample.importance[at];
-        const RowStep step{block.count(), static_cast<int32_t>(p), &seen_[at], c, importance, block.limit, &state_[at], block.key};
-        const float best = run_.similarity.kernels().absorb[Rule::kId](&rule_, step, picks_[static_cast<size_t>(p)].priority);
+        const RowStep step{block.count(), static_cast<int32_t>(p), &seen_[at], c, importance, block.limit, &state_[at],
+                           block.key};
+        const float best =
+            run_.similarity.kernels().absorb[Rule::kId](&rule_, step, picks_[static_cast<size_t>(p)].priority);
         return rule_.has_grid() ? suppress_by_place(p, block) : best;
     }
     void all_absorbed(int64_t picks) { std::fill(seen_.begin(), seen_.end(), static_cast<int32_t>(picks)); }

@@ -38,8 +38,8 @@ class Similarity {
     void tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c);
     bool norm_known(int64_t token) const { return norms_[static_cast<size_t>(token)] != kUnknown; }
 
-    // c_ij of a token with others that follow one another, all with known norms: into c. The caller counts them. Safe in
-    // parallel.
+    // c_ij of a token with others that follow one another, all with known norms: into c. The caller counts them. Safe
+    // in parallel.
     void row(int64_t i, int64_t begin, int64_t end, float* c) const;
 
     // Computes the Gram, unless it is there. Afterwards all norms are known.

@@ -38,7 +38,8 @@ IDSEL_HD float exponential(float x) {
 #if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
     return expf(x);
 #else
-    // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts of which the first has few bits; e^r by Cephes's polynomial.
+    // x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts of which the first has few bits; e^r by Cephes's
+    // polynomial.
     const float bounded = x < -104.0f ? -104.0f : x;  // where the result is 0
     constexpr float kToInteger = 0x1.8p23f;
     const float n = (bounded * 0x1.715476p0f + kToInteger) - kToInteger;
