@@ -62,6 +62,8 @@ struct Kernels {
     void (*squares[3])(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, float* out);
     // Dot products to similarities, from 1 / norm of either.
     void (*cosines)(const double* scales, double scale, int64_t count, float* c);
+    // c[i] = the weight that `rule` gives it; by the id of rules that do not take them as they are.
+    void (*weigh[kRules])(const void* rule, int64_t count, float* c);
     // `rule` absorbs a pick of this priority; by the id of rules with State::kToken. Returns the largest key.
     float (*absorb[kRules])(const void* rule, const RowStep& step, float priority);
     float (*absorb_history)(const void* rule, const HistoryStep& step, float priority);

@@ -280,6 +280,12 @@ inline float largest(const float* keys, int64_t count) {
     return lanes[0];
 }
 
+template <class Rule>
+void weigh(const void* of_rule, int64_t count, float* c) {
+    const Rule rule = *static_cast<const Rule*>(of_rule);
+    for (int64_t i = 0; i < count; ++i) c[i] = rule.weight(c[i]);
+}
+
 template <class V, class Rule>
 float absorb(const void* of_rule, const RowStep& of_step, float priority) {
     const Rule rule = *static_cast<const Rule*>(of_rule);
@@ -317,7 +323,10 @@ float absorb_history(const void* of_rule, const HistoryStep& of_step, float prio
 
 template <class V, class Rule>
 constexpr void enter(Kernels& table) {
-    if constexpr (Rule::kState == State::kToken && Rule::kNeedsSimilarities) table.absorb[Rule::kId] = absorb<V, Rule>;
+    if constexpr (Rule::kState == State::kToken && Rule::kNeedsSimilarities) {
+        table.absorb[Rule::kId] = absorb<V, Rule>;
+        if constexpr (has_weights<Rule>()) table.weigh[Rule::kId] = weigh<Rule>;
+    }
 }
 
 template <class V, class... R>
@@ -346,6 +355,7 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
                   {row<V, float>, row<V, Half>, row<V, BFloat16>},
                   {squares<V, float>, squares<V, Half>, squares<V, BFloat16>},
                   cosines,
+                  {},
                   {},
                   absorb_history<V, DPP>,
                   gain<V>};

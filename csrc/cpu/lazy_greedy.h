@@ -180,8 +180,11 @@ class LazyLoop {
     // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
     bool others_pay(double rate) const {
         if (!Model::kRows) return false;
-        return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()),
-                                    static_cast<double>(behind(model_, run_)), run_.similarity.has_gram());
+        const auto pays = [=](int64_t caught_up) {
+            return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()), static_cast<double>(caught_up),
+                                        run_.similarity.has_gram());
+        };
+        return pays(0) && pays(behind(model_, run_));  // most often the first tells, without a look at all tokens
     }
 
     Model& model_;

@@ -58,6 +58,7 @@ class RowModel {
         if (far_count == 0) return 0;
         float c[kDotsRows * kDotsStride] = {};
         run_.similarity.tile(far, far_count, picked, picks, c);
+        if (const auto weigh = run_.similarity.kernels().weigh[Rule::kId]) weigh(&rule_, far_count * kDotsStride, c);
         for (int64_t i = 0; i < far_count; ++i) absorb(far[i], first, picks, c + i * kDotsStride);
         return far_count * picks;
     }
@@ -104,10 +105,10 @@ class RowModel {
     float importance(int64_t j) const { return run_.sample.importance[static_cast<size_t>(j)]; }
     bool is_settled(int64_t j) const { return !raised_ && begun_ && rule_.settled(state(j)); }
 
-    void absorb(int64_t j, int64_t first, int64_t picks, const float* c) {
+    void absorb(int64_t j, int64_t first, int64_t picks, const float* weights) {
         float value = state(j);
         for (int64_t i = 0; i < picks; ++i) {
-            value = rule_.absorb(value, rule_.weight(c[i]), picks_[static_cast<size_t>(first + i)].priority);
+            value = rule_.absorb(value, weights[i], picks_[static_cast<size_t>(first + i)].priority);
         }
         state(j) = value;
         seen_[static_cast<size_t>(j)] = static_cast<int32_t>(first + picks);

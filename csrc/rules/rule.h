@@ -114,4 +114,11 @@ struct TokenRule : Rule {
     IDSEL_HD int visible(int picks) const { return picks; }
 };
 
+// Whether a similarity means something else than itself.
+template <class R>
+constexpr bool has_weights() {
+    return static_cast<float (R::*)(float) const>(&R::weight) !=
+           static_cast<float (R::*)(float) const>(&TokenRule::weight);
+}
+
 }  // namespace idsel
