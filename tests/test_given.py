@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from backends import for_shared_tests
 from cases import RULE_CASES
 from no_sync import nothing_read
 
@@ -17,9 +19,18 @@ from idsel_kernels.problem import Inputs
 from idsel_kernels.testing import Case, check_selection, clustered, ragged
 
 INF = float("inf")
-ENGINES = [name for name in ("torch", "cpu") if name in idsel.available_backends()]
-EACH_ENGINE = pytest.mark.parametrize("engine", ENGINES)
+ENGINES = [backend for backend in for_shared_tests(None) if backend.id in ("torch", "cpu", "cuda-emulated")]
+EACH_ENGINE = pytest.mark.parametrize(
+    "engine", [pytest.param(backend, id=backend.id, marks=backend.marks) for backend in ENGINES], indirect=True
+)
 EACH_RULE = pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What `select` knows each engine by."""
+    with request.param.running(request):
+        yield request.param.name
 
 
 def pick(case: Case, k: Any, rule: Rule, engine: str, **more: Any) -> idsel.Selection:

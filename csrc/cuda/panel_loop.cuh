@@ -4,6 +4,7 @@
 //   for a new panel, its weights with all tokens are computed; barrier;
 //   all make the same picks in the panel, for as long as its best token ranks above all that are not in it;
 //   each CTA absorbs these picks into its own tokens.
+// Where tokens are given, panels of them come first, and all of such a panel is picked.
 // Priorities that only fall make what a round knows of the tokens outside of the panel an upper bound. A pick after
 // which some may have risen is the last of its round.
 //
@@ -109,29 +110,58 @@ IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
     arch::cta_sync();
 }
 
+// A pick, the `count`-th of a round, and what it changes in the panel. Whether it may raise priorities of others.
+template <class Rule>
+IDSEL_DEVICE bool pick_slot(GroupContext& context, PanelTokens& tokens, Rule& rule, int slot, const Pick& pick,
+                            int count) {
+    Panel* panel = context.panel;
+    const int step = context.now.picks + count + 1;
+    const float score = absorbed_at<Rule>(pick.score);
+    const bool changes = step < context.pick.wanted && rule.changes(step, score);
+    tokens.take(slot);
+    if (arch::lane() == 0) panel->picks[count] = pick, panel->slots[count] = slot;
+    if (step == 1) rule.after_first(tokens, score);
+    if (!changes) return false;
+    const Row row{context.weights->among, static_cast<uint32_t>(slot * kPanelRows)};
+    rule.absorb(context.pick, tokens, row, step, pick.token, score);
+    return rule.raises(step, score, context.now.rises);
+}
+
+// The picks of a round whose panel is of tokens that are given, by the first warp. None ends it: nothing outside of the
+// panel is compared with them.
+template <class Rule>
+IDSEL_DEVICE void pick_given(GroupContext& context, Rule& rule) {
+    Panel* panel = context.panel;
+    PanelTokens tokens(*panel, context.weights);
+    if (context.now.rounds == 1) rule.rank(tokens, key_of(context.now.best));  // as in pick_in_panel()
+    const int left = context.pick.wanted - context.now.picks;
+    int count = 0;
+    for (int slot = 0; slot < kPanelRows && count < left; ++slot) {
+        const int token = panel->token[slot];
+        if (token < 0) continue;
+        const uint32_t key = tokens.key_of_slot(slot);
+        const float score = rule.has_priority(key) ? value_of(key) : -INFINITY;
+        pick_slot(context, tokens, rule, slot, {token, score}, count++);
+    }
+    tokens.store(panel);
+    if (arch::lane() == 0) panel->count = count;
+}
+
 // The picks of a round, by the first warp.
 template <class Rule>
 IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
     Panel* panel = context.panel;
     PanelTokens tokens(*panel, context.weights);
     const int picks = context.now.picks;
-    if (picks == 0) rule.rank(tokens, key_of(context.now.best));  // what has been offered was not ranked yet
+    // What has been offered was not ranked yet.
+    if (context.now.rounds == 1) rule.rank(tokens, key_of(context.now.best));
     const int wanted = context.pick.wanted;
     int count = 0;
     while (picks + count < wanted) {
         const PanelTokens::Top top = tokens.top();
         if (top.slot < 0 || top.rank < context.now.bound || !rule.has_priority(key_of(top.rank))) break;
-        const int token = index_of(top.rank), step = picks + count + 1;
-        const float score = value_of(key_of(top.rank));
-        const bool changes = step < wanted && rule.changes(step, score);
-        tokens.take(top.slot);
-        if (arch::lane() == 0) panel->picks[count] = {token, score}, panel->slots[count] = top.slot;
-        ++count;
-        if (step == 1) rule.after_first(tokens, score);
-        if (!changes) continue;
-        const Row row{context.weights->among, static_cast<uint32_t>(top.slot * kPanelRows)};
-        rule.absorb(context.pick, tokens, row, step, token, score);
-        if (rule.raises(step, score, context.now.rises)) break;
+        const Pick pick{index_of(top.rank), value_of(key_of(top.rank))};
+        if (pick_slot(context, tokens, rule, top.slot, pick, count++)) break;
     }
     tokens.store(panel);
     if (arch::lane() == 0) panel->count = count;
@@ -146,10 +176,11 @@ IDSEL_DEVICE void absorb_picks(GroupContext& context, OwnTokens& tokens, Rule& r
         const int step = picks + at + 1;
         tokens.take(pick.token);
         record(context, tokens, step - 1, pick);
-        if (step == 1) rule.after_first(tokens, pick.score);
-        if (step < context.pick.wanted && rule.changes(step, pick.score)) {
+        const float score = absorbed_at<Rule>(pick.score);
+        if (step == 1) rule.after_first(tokens, score);
+        if (step < context.pick.wanted && rule.changes(step, score)) {
             tokens.set_slot_of_pick(panel.slots[at]);
-            rule.absorb(context.pick, tokens, context.panel_row(panel.slots[at]), step, pick.token, pick.score);
+            rule.absorb(context.pick, tokens, context.panel_row(panel.slots[at]), step, pick.token, score);
         } else {
             tokens.for_each([&](int i, int) { tokens.key(i) = tokens.competes(i) ? tokens.key(i) : 0; });
         }
@@ -177,12 +208,19 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
     if (has_rows) read_rows(context, Rule::kHasHistory);
     for (; now.picks < context.pick.wanted; has_rows = false) {
         if (!has_rows) {
+            const NextGiven next(context);
+            if (next.count > 0) offer_given(context, tokens, next);
             Offers offers = collect_offers(context, tokens);
             const uint64_t kept = best_of_panel(context);
             now.best = kept > offers.best() ? kept : offers.best();
             if (now.rounds++ == 0) {
                 now.rises = offers.noted();
                 rule.rank(tokens, key_of(now.best));
+            }
+            if (next.count > 0) {
+                if (!turn_to_given(context, next)) continue;
+                if constexpr (Rule::kHasHistory) sum_overlaps(context, rule);
+                return false;
             }
             if (!rule.has_priority(key_of(now.best))) break;
             const uint32_t key = key_of(now.best);
@@ -196,9 +234,16 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
                 return false;
             }
         }
-        if (arch::warp() == 0) pick_in_panel(context, rule);
+        if (arch::warp() == 0) {
+            if (now.of_given) {
+                pick_given(context, rule);
+            } else {
+                pick_in_panel(context, rule);
+            }
+        }
         arch::cta_sync();
         absorb_picks(context, tokens, rule);
+        now.of_given = false;
     }
     return true;
 }
