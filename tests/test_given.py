@@ -168,6 +168,15 @@ def test_maxmin_begins_with_them_and_not_with_its_start(engine: str) -> None:
         assert torch.equal(one.scores[:, 1:], other.scores[:, 1:])
 
 
+@EACH_ENGINE
+def test_all_tokens_rank_alike_where_the_start_is_masked(engine: str) -> None:
+    case, mask = clustered(1, 50, 16), torch.arange(50)[None] != 3
+    for masked, score in ((None, -INF), (mask, INF)):
+        sel = pick(case, 20, MaxMin(start=3), engine, given=torch.tensor([[7, 31]]), mask=masked)
+        assert sel.scores[0, 0] == score
+        check_selection(sel, **case.inputs(), rule=MaxMin(start=3), mask=masked, given=sel.indices[:, :2]).assert_ok()
+
+
 # --- Counts, order, plans, tracing ------------------------------------------------------------------------------------
 
 

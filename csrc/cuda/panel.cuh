@@ -128,6 +128,7 @@ class PanelTokens {
         return {static_cast<uint64_t>(best.key) << 32 | index, static_cast<int>(place)};
     }
     IDSEL_DEVICE uint32_t key_of_slot(int slot) const {
+        static_assert(kPer == 2);
         return arch::shfl(slot < 32 ? key_[0] : key_[1], slot % 32);
     }
     IDSEL_DEVICE void take(int slot) {

@@ -110,21 +110,16 @@ IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
     arch::cta_sync();
 }
 
-// A pick, the `count`-th of a round, and what it changes in the panel. Whether it may raise priorities of others.
-template <class Rule>
-IDSEL_DEVICE bool pick_slot(GroupContext& context, PanelTokens& tokens, Rule& rule, int slot, const Pick& pick,
-                            int count) {
-    Panel* panel = context.panel;
-    const int step = context.now.picks + count + 1;
-    const float score = absorbed_at<Rule>(pick.score);
-    const bool changes = step < context.pick.wanted && rule.changes(step, score);
+// Takes a slot for the `count`-th pick of a round.
+IDSEL_DEVICE void take_slot(Panel* panel, PanelTokens& tokens, int slot, const Pick& pick, int count) {
     tokens.take(slot);
     if (arch::lane() == 0) panel->picks[count] = pick, panel->slots[count] = slot;
-    if (step == 1) rule.after_first(tokens, score);
-    if (!changes) return false;
+}
+template <class Rule>
+IDSEL_DEVICE void absorb_slot(GroupContext& context, PanelTokens& tokens, Rule& rule, int slot, int step, int token,
+                              float score) {
     const Row row{context.weights->among, static_cast<uint32_t>(slot * kPanelRows)};
-    rule.absorb(context.pick, tokens, row, step, pick.token, score);
-    return rule.raises(step, score, context.now.rises);
+    rule.absorb(context.pick, tokens, row, step, token, score);
 }
 
 // The picks of a round whose panel is of tokens that are given, by the first warp. None ends it: nothing outside of the
@@ -134,14 +129,19 @@ IDSEL_DEVICE void pick_given(GroupContext& context, Rule& rule) {
     Panel* panel = context.panel;
     PanelTokens tokens(*panel, context.weights);
     if (context.now.rounds == 1) rule.rank(tokens, key_of(context.now.best));  // as in pick_in_panel()
-    const int left = context.pick.wanted - context.now.picks;
+    const int picks = context.now.picks, wanted = context.pick.wanted;
     int count = 0;
-    for (int slot = 0; slot < kPanelRows && count < left; ++slot) {
+    for (int slot = 0; slot < kPanelRows && picks + count < wanted; ++slot) {
         const int token = panel->token[slot];
         if (token < 0) continue;
         const uint32_t key = tokens.key_of_slot(slot);
-        const float score = rule.has_priority(key) ? value_of(key) : -INFINITY;
-        pick_slot(context, tokens, rule, slot, {token, score}, count++);
+        const Pick pick{token, rule.has_priority(key) ? value_of(key) : -INFINITY};
+        take_slot(panel, tokens, slot, pick, count++);
+        const int step = picks + count;
+        const float score = absorbed_at<Rule>(pick.score);
+        if (step == 1) rule.after_first(tokens, score);
+        if (step == wanted || !rule.changes(step, score)) continue;
+        absorb_slot(context, tokens, rule, slot, step, token, score);
     }
     tokens.store(panel);
     if (arch::lane() == 0) panel->count = count;
@@ -160,8 +160,14 @@ IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
     while (picks + count < wanted) {
         const PanelTokens::Top top = tokens.top();
         if (top.slot < 0 || top.rank < context.now.bound || !rule.has_priority(key_of(top.rank))) break;
-        const Pick pick{index_of(top.rank), value_of(key_of(top.rank))};
-        if (pick_slot(context, tokens, rule, top.slot, pick, count++)) break;
+        const int token = index_of(top.rank), step = picks + count + 1;
+        const float score = value_of(key_of(top.rank));
+        const bool changes = step < wanted && rule.changes(step, score);
+        take_slot(panel, tokens, top.slot, {token, score}, count++);
+        if (step == 1) rule.after_first(tokens, score);
+        if (!changes) continue;
+        absorb_slot(context, tokens, rule, top.slot, step, token, score);
+        if (rule.raises(step, score, context.now.rises)) break;
     }
     tokens.store(panel);
     if (arch::lane() == 0) panel->count = count;

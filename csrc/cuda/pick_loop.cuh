@@ -78,7 +78,9 @@ IDSEL_DEVICE void take_given(Context& context, Tokens& tokens, Rule& rule, LastP
     const int64_t count = context.args.given_count;
     const int32_t* given = context.args.given + context.sample.index * count;
     for (int64_t at = 0; at < count && now.picks < context.wanted; ++at) {
-        const int token = given[at];
+        // The same in all lanes, which the compiler would not know of a load: it then took warps of the loop over picks
+        // to be divided.
+        const auto token = static_cast<int>(arch::shfl(static_cast<uint32_t>(given[at]), 0));
         if (token < 0 || token >= context.n()) continue;
         const uint32_t key = key_of_given(context, tokens, rule, token);
         if (key == 0) continue;
