@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    named = config.getoption("--backend") is not None
+    named = config.getoption("--backend")
     kept, left_out = [], []
     for item in items:
         (left_out if _is_left_out(item, named) else kept).append(item)
@@ -63,11 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-def _is_left_out(item: pytest.Item, named: bool) -> bool:
+def _is_left_out(item: pytest.Item, named: list[str] | None) -> bool:
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    backend = params.get("backend", params.get("gpu"))
-    if not isinstance(backend, Backend):
-        return named
+    backend = next((param for param in params.values() if isinstance(param, Backend)), None)
+    if backend is None or (named is not None and backend.id not in named):
+        return named is not None
     names = {rule: name for name, rule in RULE_CASES.items()}
     rule = params.get("rule")
     return not backend.takes(names.get(rule, rule), params.get("case"))

@@ -20,6 +20,7 @@ from cases import INPUT_CASES, RULE_CASES, SAME_BRANCH, Call
 from tolerances import REGRET
 
 import idsel_kernels as idsel
+from idsel_kernels import checks
 from idsel_kernels.testing import check_selection, clustered, ragged
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,9 @@ PANEL_CASES = {name: INPUT_CASES[name] for name in ("N65-D127-k13", "N257-D40-k4
 }
 
 
+# With clusters, what does not take part, picks that raise priorities, and samples of which few go on panels.
+GIVEN_CASES = ("split", "hurting", "negative", "ragged")
+
 # Parameters whose branch other rules go through with all inputs; not those with a first pick of their own.
 PARAMETERS_ONLY = set(SAME_BRANCH) - {"mmr-parallel3", "maxmin-start0"}
 PANEL_GRID = [
@@ -166,6 +170,37 @@ def test_panels_give_the_bits_of_the_whole_gram(rule: str, case: str, monkeypatc
     # Of the ragged batch, the sample of 70 tokens has room for its Gram now and then.
     for run, row in zip(RUNS, (1, 100, 1, 100), strict=True):
         assert same(whole, _on_panels(call, RULE_CASES[rule], monkeypatch, run, 4 * row * 205)), run
+
+
+def _begun(call: Call, given: torch.Tensor) -> Call:
+    return Call({**call.tensors, "given": given}, call.k)
+
+
+def _any_tokens(call: Call) -> torch.Tensor:
+    """(B, 150) that fill several panels: some twice or masked, and -1 in between."""
+    offsets, features = call.tensors.get("cu_seqlens"), call.tensors["features"]
+    lengths = [features.shape[1]] * features.shape[0] if offsets is None else offsets.diff().tolist()
+    generator = torch.Generator().manual_seed(4)
+    return torch.stack([torch.randint(-1, n, (150,), generator=generator) for n in lengths])
+
+
+@pytest.mark.parametrize(("rule", "case"), [pair for pair in PANEL_GRID if pair[1] in GIVEN_CASES])
+def test_panels_of_given_tokens(
+    rule: str, case: str, engine: emulated.EmulatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of the whole Gram, which begins with them too; given its own first picks a selection is the same."""
+    call = PANEL_CASES[case]
+    monkeypatch.setattr(checks, "check_values", lambda *_, **__: None)  # nobody reads them on a GPU
+    plain = _whole(call, RULE_CASES[rule], monkeypatch)
+    calls = [_begun(call, plain.indices[:, :count]) for count in (1, 66)] + [_begun(call, _any_tokens(call))]
+    for begun, expected in zip(calls, (plain, plain, None), strict=True):
+        whole = _whole(begun, RULE_CASES[rule], monkeypatch)
+        assert expected is None or same(whole, expected)
+        # Whether what is left of a token beyond D others is a priority of DPP is for rounding to say.
+        if expected is not None or rule != "dpp" or case in ("split", "ragged"):
+            check_selection(whole, **begun.inputs(), rule=RULE_CASES[rule], k=call.k).assert_ok(REGRET)
+        for run, row in zip(RUNS[1:], (100, 1, 100), strict=True):
+            assert same(whole, _on_panels(begun, RULE_CASES[rule], monkeypatch, run, 4 * row * 205)), run
 
 
 @pytest.mark.parametrize("tokens", [600, 3000])
@@ -418,6 +453,9 @@ MUTATIONS = {
         "pick_loop.cuh",
         {"if (!rule.has_priority(key_of(best))) return false;": ""},
     ),
+    "a given token that is not taken": ("pick_loop.cuh", {"tokens.take(token);": ""}),
+    "a given token at its old gain": ("coverage_state.cuh", {"if (arch::vote_ballot(stale) == 0) return;": "return;"}),
+    "a token given twice on panels": ("panel.cuh", {"takes_part && next.tokens[before] != token;": "takes_part;"}),
     "a stale Coverage gain accepted": ("coverage_state.cuh", {"(is_fresh ? kFresh : 0u)": "kFresh"}),
 }
 

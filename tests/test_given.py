@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from backends import for_shared_tests
 from cases import RULE_CASES
 from no_sync import nothing_read
 
@@ -17,9 +19,18 @@ from idsel_kernels.problem import Inputs
 from idsel_kernels.testing import Case, check_selection, clustered, ragged
 
 INF = float("inf")
-ENGINES = [name for name in ("torch", "cpu") if name in idsel.available_backends()]
-EACH_ENGINE = pytest.mark.parametrize("engine", ENGINES)
+ENGINES = [backend for backend in for_shared_tests(None) if backend.id in ("torch", "cpu", "cuda-emulated")]
+EACH_ENGINE = pytest.mark.parametrize(
+    "engine", [pytest.param(backend, id=backend.id, marks=backend.marks) for backend in ENGINES], indirect=True
+)
 EACH_RULE = pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What `select` knows each engine by."""
+    with request.param.running(request):
+        yield request.param.name
 
 
 def pick(case: Case, k: Any, rule: Rule, engine: str, **more: Any) -> idsel.Selection:
@@ -155,6 +166,15 @@ def test_maxmin_begins_with_them_and_not_with_its_start(engine: str) -> None:
         one, other = (pick(case, 20, MaxMin(start, weighted), engine, given=given) for start in (None, 3))
         assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.scores[:, 1:], other.scores[:, 1:])
+
+
+@EACH_ENGINE
+def test_all_tokens_rank_alike_where_the_start_is_masked(engine: str) -> None:
+    case, mask = clustered(1, 50, 16), torch.arange(50)[None] != 3
+    for masked, score in ((None, -INF), (mask, INF)):
+        sel = pick(case, 20, MaxMin(start=3), engine, given=torch.tensor([[7, 31]]), mask=masked)
+        assert sel.scores[0, 0] == score
+        check_selection(sel, **case.inputs(), rule=MaxMin(start=3), mask=masked, given=sel.indices[:, :2]).assert_ok()
 
 
 # --- Counts, order, plans, tracing ------------------------------------------------------------------------------------

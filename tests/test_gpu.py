@@ -104,6 +104,31 @@ def test_a_captured_graph_takes_other_grids(dtype: torch.dtype, gpu: Backend) ->
 
 
 @ALL_RULES
+@pytest.mark.parametrize("panels", [False, True], ids=["gram", "panels"])
+def test_a_captured_graph_takes_other_given_tokens(
+    rule: str, panels: bool, gpu: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if panels:
+        if gpu.name == "triton":
+            pytest.skip("triton has no panels of Coverage")
+        set_gram_budget(monkeypatch, gpu.name, 1)
+    given = torch.stack([torch.arange(70) * step for step in (1, 2, -1, 5)])  # some beyond the sample, some below it
+    inputs = gpu.inputs({**clustered(4, 200, 64, seed=3).inputs(), "given": given})
+    call = dict(**inputs, k=[90, 3, 30, 5], rule=RULE_CASES[rule], backend=gpu.name)
+    expected = idsel.select(**call)  # compiles
+    with nothing_waits():
+        idsel.select(**call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = idsel.select(**call)
+    graph.replay()
+    assert same(captured, expected)
+    inputs["given"].copy_(given.flip(0))
+    graph.replay()
+    assert same(captured, idsel.select(**call)) and not same(captured, expected)
+
+
+@ALL_RULES
 def test_a_planned_run_is_captured(rule: str, gpu: Backend) -> None:
     inputs = gpu.inputs(clustered(4, 200, 64, seed=3).inputs())
     plan = idsel.plan(**inputs, k=[20, 3, 30, 5], rule=RULE_CASES[rule], backend=gpu.name)

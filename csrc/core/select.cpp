@@ -144,7 +144,6 @@ idsel_status check_cuda(const idsel_args& args) {
         return fail(IDSEL_UNSUPPORTED, "the CUDA path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));
     }
-    if (args.given != nullptr) return fail(IDSEL_UNSUPPORTED, "the CUDA path takes no given tokens");
     return IDSEL_OK;
 }
 

@@ -142,11 +142,13 @@ class RowModel {
         return token;
     }
 
-    // The given start, or the lowest token that can be picked in its place; n where there is none.
+    // The given start; where it cannot be picked all rank alike, and it is the first that is given, or the lowest token
+    // that can be picked; n where there is none.
     int64_t first_pick() {
         const auto usable = [this](int64_t j) { return run_.competes(j) && run_.similarity.finite(j); };
         int64_t first = rule_.given_start();
         if (first < run_.sample.n && usable(first)) return first;
+        if (const int64_t given = run_.given(); given >= 0) return given;
         for (first = 0; first < run_.sample.n && !usable(first);) ++first;
         return first;
     }

@@ -35,6 +35,13 @@ class ChannelState {
     IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
 
     template <class Tokens>
+    IDSEL_DEVICE void refresh(Context&, Tokens& tokens, int slot, int token) {
+        refresh_gain(
+            tokens, slot, token, [&](int of) { return gain_of(row(of)); }, [](float gain, int) { return gain; });
+    }
+    static constexpr float kNoPriority = MatrixCoverage::kNoPriority;
+
+    template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens&, float) {}
     IDSEL_DEVICE bool changes(int, float) const { return true; }
 

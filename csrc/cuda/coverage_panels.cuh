@@ -44,18 +44,46 @@ class CoveragePanels {
         if (has_rows) read_rows(context_, false);
         for (; now.picks < context_.pick.wanted; has_rows = false) {
             if (!has_rows) {
+                const NextGiven next(context_);
+                if (next.count > 0) offer_given(context_, tokens_, next);
                 Offers offers = collect_offers(context_, tokens_);
                 if (now.rounds++ == 0) now.rises = offers.noted();
+                if (next.count > 0) {
+                    if (turn_to_given(context_, next)) return false;
+                    continue;
+                }
                 const uint64_t kept = best_of_panel(context_);
                 if (kept == 0 && offers.best() == 0) break;
                 if (!turn_to_panel(context_, tokens_, offers, kept)) return false;
             }
-            pick_in_panel();
+            if (now.of_given) {
+                pick_given();
+            } else {
+                pick_in_panel();
+            }
+            now.of_given = false;
         }
         return true;
     }
 
   private:
+    // All of a panel of tokens that are given, in their order.
+    IDSEL_DEVICE void pick_given() {
+        Progress& now = context_.now;
+        Panel* panel = context_.panel;
+        for (int slot = 0; slot < kPanelRows && now.picks < context_.pick.wanted; ++slot) {
+            const int token = panel->token[slot];
+            if (token < 0) continue;
+            if (panel->key[slot] != 0) {
+                if (arch::thread() == 0) panel->to_sum[0] = slot;
+                arch::cta_sync();
+                sum_gains(1);
+            }
+            const uint32_t key = panel->key[slot];
+            absorb(slot, token, key == 0 ? -INFINITY : value_of(key), now.picks++);
+        }
+    }
+
     IDSEL_DEVICE void pick_in_panel() {
         Progress& now = context_.now;
         for (;;) {
@@ -63,7 +91,7 @@ class CoveragePanels {
             if (best == 0 || best < now.bound) return;
             const int slot = slot_of(best);
             if (!context_.panel->fresh[slot]) {
-                sum_gains();
+                sum_gains(choose_gains());
                 continue;
             }
             absorb(slot, index_of(best), value_of(key_of(best)), now.picks++);
@@ -80,8 +108,8 @@ class CoveragePanels {
         return panel->slot_of_best;
     }
 
-    // Sums the gains of the panel's best tokens that are not fresh.
-    IDSEL_DEVICE void sum_gains() {
+    // Which gains are to be summed next, those of the panel's best tokens that are not fresh; returns how many.
+    IDSEL_DEVICE int choose_gains() {
         Panel* panel = context_.panel;
         const Context& context = context_.pick;
         const int thread = arch::thread();
@@ -97,6 +125,13 @@ class CoveragePanels {
             if (higher < kGainsAtOnce) panel->to_sum[higher] = thread;
         }
         arch::cta_sync();
+        return gains;
+    }
+
+    IDSEL_DEVICE void sum_gains(int gains) {
+        Panel* panel = context_.panel;
+        const Context& context = context_.pick;
+        const int thread = arch::thread();
         const int64_t pitch = sums_pitch(context.sample);
         float* sums = sums_of(context.args, context.sample);
         const int runs = static_cast<int>(ceil_div(tokens_.count(), kRun));

@@ -46,6 +46,20 @@ IDSEL_DEVICE Best best_by_gains(Context& context, Tokens& tokens, GainOf&& gain_
     }
 }
 
+// Sums the gain of one token, if its key is not exact; this thread's slot has it unless that is -1.
+template <class Tokens, class GainOf, class Priority>
+IDSEL_DEVICE void refresh_gain(Tokens& tokens, int slot, int token, GainOf&& gain_of, Priority&& priority) {
+    bool stale = false;
+    if (slot >= 0) tokens.at(slot, [&](int own) { stale = tokens.key(own) != 0 && !tokens.fresh(own); });
+    if (arch::vote_ballot(stale) == 0) return;
+    const float gain = gain_of(token);
+    if (!stale) return;
+    tokens.at(slot, [&](int own) {
+        tokens.key(own) = order_key(priority(gain, own));
+        tokens.set_fresh(own);
+    });
+}
+
 class CoverageState {
   public:
     // `cover`: a number for each token, in shared memory or the workspace; a multiple of four, as rows have.
@@ -71,15 +85,19 @@ class CoverageState {
 
     template <class Tokens>
     IDSEL_DEVICE Best best(Context& context, Tokens& tokens) {
-        const auto gain_of_token = [&](int token) {
-            const Row row = context.row(token);
-            ++context.rows_read_by_warp;
-            return gain_of(row.base + row.offset, context.n());
-        };
-        return best_by_gains(context, tokens, gain_of_token,
-                             [&](float gain, int slot) { return rule_.priority(gain, tokens.state(slot)); });
+        return best_by_gains(
+            context, tokens, [&](int token) { return gain_of_token(context, token); },
+            [&](float gain, int slot) { return rule_.priority(gain, tokens.state(slot)); });
     }
     IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
+
+    template <class Tokens>
+    IDSEL_DEVICE void refresh(Context& context, Tokens& tokens, int slot, int token) {
+        refresh_gain(
+            tokens, slot, token, [&](int of) { return gain_of_token(context, of); },
+            [&](float gain, int own) { return rule_.priority(gain, tokens.state(own)); });
+    }
+    static constexpr float kNoPriority = Coverage::kNoPriority;
 
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens&, float) {}
@@ -104,6 +122,12 @@ class CoverageState {
     IDSEL_DEVICE void rank(Tokens&, uint32_t) {}
 
   private:
+    IDSEL_DEVICE float gain_of_token(Context& context, int token) const {
+        const Row row = context.row(token);
+        ++context.rows_read_by_warp;
+        return gain_of(row.base + row.offset, context.n());
+    }
+
     // What a token would add, given its similarities to all; by a warp, which has 1024 of them on their way.
     IDSEL_DEVICE float gain_of(const float* row, int n) const {
         constexpr int kLoads = 8, kPerLoad = 2 * kTile;  // four numbers a lane

@@ -81,7 +81,8 @@ IDSEL_DEVICE void pick_all(const KernelArgs& args) {
     if (n > kMaxRegisterTokens) {
         pick_in_memory<Rule>(k);
     } else if constexpr (Rule::kState == State::kToken && !Rule::kNeedsSimilarities) {
-        pick_at_once<Rule>(k);
+        // A sort cannot bring some tokens before others that are worth more.
+        args.given == nullptr ? pick_at_once<Rule>(k) : pick_in_registers<Rule, kMaxTokensPerThread>(k);
     } else if (n <= kCtaThreads) {
         pick_in_registers<Rule, 1>(k);
     } else if (n <= 4 * kCtaThreads) {

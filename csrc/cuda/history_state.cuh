@@ -39,6 +39,11 @@ class HistoryState {
     }
     IDSEL_DEVICE bool has_priority(uint32_t key) const { return key != 0; }
 
+    // Keys are exact.
+    template <class Tokens>
+    IDSEL_DEVICE void refresh(Context&, Tokens&, int, int) {}
+    static constexpr float kNoPriority = DPP::kNoPriority;
+
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens&, float) {}
     IDSEL_DEVICE bool changes(int, float) const { return true; }

@@ -78,6 +78,7 @@ struct alignas(16) Offer {
 // What the CTAs of a group tell one another, in the workspace.
 struct alignas(16) GroupState {
     Offer offers[2][kMaxOffers];              // by turns: some may read the last ones while others write the next
+    Offer given[2][kPanelRows];               // the next of the tokens that are given, likewise
     float gains[kGainsAtOnce];                // Coverage: of tokens of the panel
     int32_t tied[kMaxGroup];                  // how many of each CTA's tokens are picked together
     float among[kPanelRows * kPanelRows];     // weights of the panel's tokens with one another
@@ -146,6 +147,8 @@ struct PickArgs {
 
     // The last, so that what all rules need is read from shared memory 16 bytes at a time.
     const int32_t* grids;  // (batch, 2) or null
+    const int32_t* given;  // (batch, given_count) or null
+    int64_t given_count;
 };
 
 // Aligned, so that what lies behind it in shared memory is read 16 bytes at a time.

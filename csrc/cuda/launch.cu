@@ -110,6 +110,8 @@ KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     to.mask_token_stride = args.mask_token_stride;
     to.cu_seqlens = args.cu_seqlens;
     to.grids = args.grids;
+    to.given = args.given;
+    to.given_count = args.given_count;
     to.k_max = args.k_max;
     to.k_on_device = args.k_on_device;
     to.indices = args.indices;

@@ -42,6 +42,8 @@ struct Progress {
     uint64_t bound;  // the highest rank outside of the panel
     uint64_t best;   // the highest rank of all, in the present round
     bool rises;      // the first pick may raise priorities of others; Coverage: any pick may
+    int64_t given;   // how many of those that are given have been looked at
+    bool of_given;   // the panel's tokens are such, to be picked in the order of its slots
     float kept;      // by the rule
 };
 
@@ -125,6 +127,10 @@ class PanelTokens {
         const auto place = arch::shfl(static_cast<uint32_t>(slot), owner);
         return {static_cast<uint64_t>(best.key) << 32 | index, static_cast<int>(place)};
     }
+    IDSEL_DEVICE uint32_t key_of_slot(int slot) const {
+        static_assert(kPer == 2);
+        return arch::shfl(slot < 32 ? key_[0] : key_[1], slot % 32);
+    }
     IDSEL_DEVICE void take(int slot) {
         for_each([&](int i, int) {
             if (slot_of(i) == slot) token_[i] = -1, key_[i] = 0;
@@ -178,6 +184,7 @@ class OwnTokens : public MemoryTokens {
         if (is_here(token)) number(kFresh, token - first()) = 0.0f, key(token - first()) = with_key;
     }
     IDSEL_DEVICE void set_slot_of_pick(int slot) { picked_slot_ = slot; }
+    IDSEL_DEVICE bool is_here(int token) const { return token >= first() && token < first() + count(); }
 
     // As that of MemoryTokens. What other CTAs have written since the panel was chosen is not there yet, but what they
     // wrote of its tokens is known.
@@ -200,8 +207,6 @@ class OwnTokens : public MemoryTokens {
     }
 
   private:
-    IDSEL_DEVICE bool is_here(int token) const { return token >= first() && token < first() + count(); }
-
     const Panel* panel_;
     const PanelWeights* weights_;
     int picked_slot_ = 0;
@@ -350,6 +355,60 @@ IDSEL_DEVICE uint64_t choose_panel(GroupContext& context, OwnTokens& tokens, Off
     }
     arch::cta_sync();
     return bound;
+}
+
+// --- Tokens that are given -------------------------------------------------------------------------------------------
+
+// The next of them, as many as a panel has rows.
+struct NextGiven {
+    const int32_t* tokens;
+    int count;  // 0: all have been looked at
+
+    IDSEL_DEVICE explicit NextGiven(const GroupContext& context) : tokens(nullptr), count(0) {
+        const PickArgs& args = context.pick.args;
+        if (args.given == nullptr) return;
+        tokens = args.given + context.pick.sample.index * args.given_count + context.now.given;
+        count = static_cast<int>(smaller(kPanelRows, args.given_count - context.now.given));
+    }
+};
+
+// To the workspace, before the barrier of a round: those that this CTA has, each once; those that do not take part as
+// none.
+IDSEL_DEVICE void offer_given(GroupContext& context, OwnTokens& tokens, const NextGiven& next) {
+    arch::cta_sync();  // what other threads have done to a token is there
+    const int place = arch::thread();
+    if (place >= next.count || !tokens.is_here(next.tokens[place])) return;
+    const int token = next.tokens[place], slot = token - tokens.first();
+    bool takes_part = tokens.competes(slot);
+    for (int before = 0; before < place; ++before) takes_part = takes_part && next.tokens[before] != token;
+    Offer& offer = context.state().given[context.now.turn][place];
+    offer = {0, 0.0f, 0.0f};
+    // A rank is not 0, even that of a token without a priority.
+    if (takes_part) offer = {ranked(tokens.key(slot), token), tokens.state(slot), tokens.importance(slot)};
+}
+
+// After the barrier: the next panel is of them, in their order. False where none of them takes part. The panel before
+// is empty: it was of given tokens too, or there was none.
+IDSEL_DEVICE bool turn_to_given(GroupContext& context, const NextGiven& next) {
+    Panel* panel = context.panel;
+    const int place = arch::thread();
+    int takes_part = 0;
+    if (place < kPanelRows) {
+        const Offer& offer = context.state().given[context.now.turn ^ 1][place];
+        const int token = place < next.count ? next.tokens[place] : -1;
+        const bool there = token >= 0 && token < context.pick.n();  // else no CTA has offered it
+        const uint64_t rank = there ? arch::ld_global_cg(&offer.rank) : 0;
+        takes_part = rank == 0 ? 0 : 1;
+        panel->token[place] = rank == 0 ? -1 : token;
+        panel->key[place] = key_of(rank);
+        panel->state[place] = rank == 0 ? 0.0f : arch::ld_global_cg(&offer.state);
+        panel->importance[place] = rank == 0 ? 0.0f : arch::ld_global_cg(&offer.importance);
+        panel->fresh[place] = false;
+    }
+    if (place == 0) panel->since = context.now.picks;
+    context.now.given += next.count;
+    context.now.of_given = cta_sum(takes_part, context.pick.reduce) != 0;
+    return context.now.of_given;
 }
 
 }  // namespace idsel::cuda

@@ -4,6 +4,7 @@
 //   for a new panel, its weights with all tokens are computed; barrier;
 //   all make the same picks in the panel, for as long as its best token ranks above all that are not in it;
 //   each CTA absorbs these picks into its own tokens.
+// Where tokens are given, panels of them come first, and all of such a panel is picked.
 // Priorities that only fall make what a round knows of the tokens outside of the panel an upper bound. A pick after
 // which some may have risen is the last of its round.
 //
@@ -109,13 +110,51 @@ IDSEL_DEVICE void read_rows(GroupContext& context, bool has_history) {
     arch::cta_sync();
 }
 
+// Takes a slot for the `count`-th pick of a round.
+IDSEL_DEVICE void take_slot(Panel* panel, PanelTokens& tokens, int slot, const Pick& pick, int count) {
+    tokens.take(slot);
+    if (arch::lane() == 0) panel->picks[count] = pick, panel->slots[count] = slot;
+}
+template <class Rule>
+IDSEL_DEVICE void absorb_slot(GroupContext& context, PanelTokens& tokens, Rule& rule, int slot, int step, int token,
+                              float score) {
+    const Row row{context.weights->among, static_cast<uint32_t>(slot * kPanelRows)};
+    rule.absorb(context.pick, tokens, row, step, token, score);
+}
+
+// The picks of a round whose panel is of tokens that are given, by the first warp. None ends it: nothing outside of the
+// panel is compared with them.
+template <class Rule>
+IDSEL_DEVICE void pick_given(GroupContext& context, Rule& rule) {
+    Panel* panel = context.panel;
+    PanelTokens tokens(*panel, context.weights);
+    if (context.now.rounds == 1) rule.rank(tokens, key_of(context.now.best));  // as in pick_in_panel()
+    const int picks = context.now.picks, wanted = context.pick.wanted;
+    int count = 0;
+    for (int slot = 0; slot < kPanelRows && picks + count < wanted; ++slot) {
+        const int token = panel->token[slot];
+        if (token < 0) continue;
+        const uint32_t key = tokens.key_of_slot(slot);
+        const Pick pick{token, rule.has_priority(key) ? value_of(key) : -INFINITY};
+        take_slot(panel, tokens, slot, pick, count++);
+        const int step = picks + count;
+        const float score = absorbed_at<Rule>(pick.score);
+        if (step == 1) rule.after_first(tokens, score);
+        if (step == wanted || !rule.changes(step, score)) continue;
+        absorb_slot(context, tokens, rule, slot, step, token, score);
+    }
+    tokens.store(panel);
+    if (arch::lane() == 0) panel->count = count;
+}
+
 // The picks of a round, by the first warp.
 template <class Rule>
 IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
     Panel* panel = context.panel;
     PanelTokens tokens(*panel, context.weights);
     const int picks = context.now.picks;
-    if (picks == 0) rule.rank(tokens, key_of(context.now.best));  // what has been offered was not ranked yet
+    // What has been offered was not ranked yet.
+    if (context.now.rounds == 1) rule.rank(tokens, key_of(context.now.best));
     const int wanted = context.pick.wanted;
     int count = 0;
     while (picks + count < wanted) {
@@ -124,13 +163,10 @@ IDSEL_DEVICE void pick_in_panel(GroupContext& context, Rule& rule) {
         const int token = index_of(top.rank), step = picks + count + 1;
         const float score = value_of(key_of(top.rank));
         const bool changes = step < wanted && rule.changes(step, score);
-        tokens.take(top.slot);
-        if (arch::lane() == 0) panel->picks[count] = {token, score}, panel->slots[count] = top.slot;
-        ++count;
+        take_slot(panel, tokens, top.slot, {token, score}, count++);
         if (step == 1) rule.after_first(tokens, score);
         if (!changes) continue;
-        const Row row{context.weights->among, static_cast<uint32_t>(top.slot * kPanelRows)};
-        rule.absorb(context.pick, tokens, row, step, token, score);
+        absorb_slot(context, tokens, rule, top.slot, step, token, score);
         if (rule.raises(step, score, context.now.rises)) break;
     }
     tokens.store(panel);
@@ -146,10 +182,11 @@ IDSEL_DEVICE void absorb_picks(GroupContext& context, OwnTokens& tokens, Rule& r
         const int step = picks + at + 1;
         tokens.take(pick.token);
         record(context, tokens, step - 1, pick);
-        if (step == 1) rule.after_first(tokens, pick.score);
-        if (step < context.pick.wanted && rule.changes(step, pick.score)) {
+        const float score = absorbed_at<Rule>(pick.score);
+        if (step == 1) rule.after_first(tokens, score);
+        if (step < context.pick.wanted && rule.changes(step, score)) {
             tokens.set_slot_of_pick(panel.slots[at]);
-            rule.absorb(context.pick, tokens, context.panel_row(panel.slots[at]), step, pick.token, pick.score);
+            rule.absorb(context.pick, tokens, context.panel_row(panel.slots[at]), step, pick.token, score);
         } else {
             tokens.for_each([&](int i, int) { tokens.key(i) = tokens.competes(i) ? tokens.key(i) : 0; });
         }
@@ -177,12 +214,19 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
     if (has_rows) read_rows(context, Rule::kHasHistory);
     for (; now.picks < context.pick.wanted; has_rows = false) {
         if (!has_rows) {
+            const NextGiven next(context);
+            if (next.count > 0) offer_given(context, tokens, next);
             Offers offers = collect_offers(context, tokens);
             const uint64_t kept = best_of_panel(context);
             now.best = kept > offers.best() ? kept : offers.best();
             if (now.rounds++ == 0) {
                 now.rises = offers.noted();
                 rule.rank(tokens, key_of(now.best));
+            }
+            if (next.count > 0) {
+                if (!turn_to_given(context, next)) continue;
+                if constexpr (Rule::kHasHistory) sum_overlaps(context, rule);
+                return false;
             }
             if (!rule.has_priority(key_of(now.best))) break;
             const uint32_t key = key_of(now.best);
@@ -196,9 +240,16 @@ IDSEL_DEVICE bool pick_on_panels(GroupContext& context, OwnTokens& tokens, Rule&
                 return false;
             }
         }
-        if (arch::warp() == 0) pick_in_panel(context, rule);
+        if (arch::warp() == 0) {
+            if (now.of_given) {
+                pick_given(context, rule);
+            } else {
+                pick_in_panel(context, rule);
+            }
+        }
         arch::cta_sync();
         absorb_picks(context, tokens, rule);
+        now.of_given = false;
     }
     return true;
 }

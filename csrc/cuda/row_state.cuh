@@ -67,6 +67,11 @@ class RowState {
 
     IDSEL_DEVICE bool has_priority(uint32_t key) const { return key > order_key(rule_.limit()); }
 
+    // Keys are exact.
+    template <class Tokens>
+    IDSEL_DEVICE void refresh(Context&, Tokens&, int, int) {}
+    static constexpr float kNoPriority = Rule::kNoPriority;
+
     // Brings states into the range of the rule, once the first pick is known.
     template <class Tokens>
     IDSEL_DEVICE void after_first(Tokens& tokens, float score) {

@@ -9,6 +9,7 @@
 //   float importance(slot)          at most the largest finite number
 //   bool competes(slot)             it may be picked for what it is worth
 //   bool unusable(slot)             it may be picked when no other is left
+//   int slot_of(token)              the slot of this thread that has it; -1: another thread's
 //   void take(pick)                 it competes no more
 //   void take_unusable(pick)        nor is it there for when no other is left
 //   void set_cells(rule)            keeps where the tokens lie
@@ -34,6 +35,12 @@ struct Pick {
     int32_t token;
     float score;
 };
+
+// The priority at which others absorb a pick of this score. One that is given and has none takes none off them.
+template <class Rule>
+IDSEL_DEVICE float absorbed_at(float score) {
+    return score > -INFINITY ? score : Rule::kNoPriority;
+}
 
 // In shared memory, where the tile was.
 struct alignas(16) PickBuffers {
@@ -163,6 +170,10 @@ class RegisterTokens {
     IDSEL_DEVICE float importance(int i) const { return importance_[i]; }
     IDSEL_DEVICE bool competes(int i) const { return (competing_ >> i & 1u) != 0; }
     IDSEL_DEVICE bool unusable(int i) const { return (unusable_ >> i & 1u) != 0; }
+    IDSEL_DEVICE int slot_of(int token) const {
+        const auto at = static_cast<uint32_t>(token - first());
+        return at < kPer ? static_cast<int>(at) : -1;
+    }
     IDSEL_DEVICE void take(int pick) {
         const auto at = static_cast<uint32_t>(pick - first());
         if (at < kPer) competing_ &= ~(1u << at);
@@ -338,6 +349,7 @@ class MemoryTokens {
     IDSEL_DEVICE float importance(int j) const { return number(kImportance, j); }
     IDSEL_DEVICE bool competes(int j) const { return tier_[j] == Tier::kNoPriority; }
     IDSEL_DEVICE bool unusable(int j) const { return tier_[j] == Tier::kUnusable; }
+    IDSEL_DEVICE int slot_of(int token) const { return is_mine(token) ? token - first_ : -1; }
     IDSEL_DEVICE void take(int pick) {
         if (is_mine(pick)) tier_[pick - first_] = Tier::kNotThere;
     }

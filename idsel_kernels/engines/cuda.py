@@ -52,8 +52,6 @@ class CudaEngine:
             reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
         elif isinstance(why := self._workspace_for(problem), str):
             reasons.append(why)
-        if problem.given:
-            reasons.append("it does not begin with tokens that are given")
         return reasons
 
     def algorithm(self, problem: Problem) -> str:
@@ -160,8 +158,8 @@ class _Launcher(LibraryCall):
             with torch.cuda.device(device):
                 return self(features, importance, mask, cu_seqlens, counts, grids, given, out)
         if self.adapts:
-            adapted = self.adapted(features, importance, cu_seqlens, counts, grids)
-            features, importance, cu_seqlens, counts, grids = adapted
+            adapted = self.adapted(features, importance, cu_seqlens, counts, grids, given)
+            features, importance, cu_seqlens, counts, grids, given = adapted
         indices, scores = out = out or self.outputs()
         stream = engine._stream(device)
         if self.memory is None:

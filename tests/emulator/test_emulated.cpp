@@ -76,14 +76,23 @@ void test_several_tokens_a_thread() {
     for (const Rule& rule : greedy_rules(260)) run_on_both(call, rule, exact(rule));
 }
 
-// Several panels, by several CTAs.
-void test_panels(int64_t n) {
+// Tokens that are given, among them some that are not there, and some twice.
+void test_given() {
+    Call call = make_call(1, 2, 70, 16, 9, IDSEL_FLOAT32, false);
+    make_exact(call);
+    call.given = {7, -1, 70, 7, 2, 1000, 5, 0, -9, 69, 9, 9, 9, 9};
+    for (const Rule& rule : greedy_rules(70)) run_on_both(call, rule, exact(rule));
+}
+
+// Several panels, by several CTAs; `given` tokens first.
+void test_panels(int64_t n, int64_t given) {
     Call call = make_call(1, 1, n, 16, 90, IDSEL_FLOAT32, false);
     make_exact(call);
     // Ties, many of them worth nothing; and the best ones are neighbours, so that one CTA has more than it offers.
     for (size_t at = 0; at < call.importance.size(); ++at) {
         call.importance[at] = at < 60 ? static_cast<float>(at % 5) / 8.0f + 1.0f : 0.0f;
     }
+    for (int64_t i = 0; i < given; ++i) call.given.push_back(static_cast<int32_t>(i * i % (n + 3)) - 1);
     call.args.device = IDSEL_CUDA;
     for (const Rule& rule : greedy_rules(n)) {
         call.args.rule = rule.id;
@@ -94,6 +103,7 @@ void test_panels(int64_t n) {
         call.args.gram_budget = 1;
         Call panels = call;
         run(panels);
+        check_picks(panels);
         CHECK(same(panels, whole));
     }
 }
@@ -215,13 +225,16 @@ void test_k_on_device() {
 // outside of memory, for a sanitizer.
 int main(int count, char** words) {
     const std::string part = count > 1 ? words[1] : "";
-    if (part == "panels" || part.empty()) test_panels(200);
+    for (int64_t given : {0, 150}) {
+        if (part == "panels" || part.empty()) test_panels(200, given);
+    }
     if (part == "panels") return 0;
     test_redux_by_shuffles();
     for (int64_t dim : {1, 31, 40, 320, 519}) test_bfloat16_without_tensor_cores(dim);
     test_clusters(IDSEL_BFLOAT16, 300);
     test_hurting(IDSEL_FLOAT32, 1, 9, 8, 9);
     if (part != "odd") test_exact(1, 70, 16, 8);
+    test_given();
     if (part == "gram") return 0;
     test_clusters(IDSEL_FLOAT32, 257);
     test_clusters(IDSEL_FLOAT16, 519);

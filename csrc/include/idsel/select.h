@@ -155,7 +155,7 @@ typedef struct idsel_plan {
     int32_t panel_rows; /* of panels */
     int64_t launches;
     int64_t workspace_bytes;
-    int64_t least_panels; /* of a sample: how many depends on the picks. Fewer where picks change nothing */
+    int64_t least_panels; /* of a sample without given tokens, by its picks. Fewer where they change nothing */
     int64_t most_panels;
     double least_flops; /* for the dot products of all samples; 0 for a ragged batch, whose lengths are on the device */
     double most_flops;
