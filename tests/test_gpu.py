@@ -207,6 +207,25 @@ def test_panels_pick_what_the_gram_does(name: str, gpu: Backend, monkeypatch: py
     assert same(with_gram, gpu.select(**inputs, k=64, rule=rule))
 
 
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_given_its_own_first_picks_a_selection_is_the_same_also_on_panels(
+    name: str, gpu: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu.name == "cuda":
+        pytest.skip("cuda does not begin with tokens that are given")
+    rule = RULE_CASES[name]
+    call = {**gpu.inputs(clustered(2, 1500, 256, seed=5, dtype=torch.bfloat16).inputs()), "k": 96, "rule": rule}
+    plain = gpu.select(**call)
+    others = torch.arange(140, device=gpu.device).view(2, 70)  # more than a panel has rows
+    with_gram = gpu.select(**call, given=others)
+    assert same(plain, gpu.select(**call, given=gpu.put(plain.indices[:, :70])))
+    if not isinstance(rule, idsel.Coverage):  # of which triton has no panels
+        set_gram_budget(monkeypatch, gpu.name, 2**20)
+        assert same(plain, gpu.select(**call, given=gpu.put(plain.indices[:, :70])))
+        assert same(with_gram, gpu.select(**call, given=others))
+    assert torch.equal(with_gram.indices[:, :70], others.cpu())
+
+
 def keep_another_stream_busy() -> torch.cuda.Event:
     """Small and large kernels of others come and go until the event."""
     small, large = torch.ones(64, 64, device="cuda"), torch.ones(4096, 4096, device="cuda")
