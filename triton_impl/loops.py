@@ -122,14 +122,15 @@ def first_picks(
         token = tl.load(given_ptr + place)
         inside = (token >= 0) & (token < n)
         here = scratch_ptr + tl.where(inside, token, 0)
-        standing = tl.load(here + scratch_width * STANDING, mask=inside, other=-INF)
+        standing = tl.load(here + scratch_width * STANDING)
         # Nobody needs the squared norms any more, and none is negative: -1 marks a token that is listed.
-        squares = tl.load(here + scratch_width * SQUARES, mask=inside, other=-1.0, cache_modifier=".cg")
-        is_next = (standing > -INF) & (squares >= 0.0)
+        squares = tl.load(here + scratch_width * SQUARES, cache_modifier=".cg")
+        is_next = inside & (standing > -INF) & (squares >= 0.0)
         tl.debug_barrier()
-        tl.store(here + scratch_width * SQUARES, -1.0, mask=is_next)
-        tl.store(indices_ptr + first, token.to(tl.int64), mask=is_next)
-        tl.store(scores_ptr + first, reported_without_priority(standing, RULE), mask=is_next)
+        # Without branch or mask: the place of a token that is not the next is written again by what follows.
+        tl.store(here + scratch_width * SQUARES, tl.where(is_next, -1.0, squares))
+        tl.store(indices_ptr + first, token.to(tl.int64))
+        tl.store(scores_ptr + first, reported_without_priority(standing, RULE))
         tl.debug_barrier()
         first += is_next.to(tl.int32)
         place += 1
