@@ -17,6 +17,9 @@ struct Costs {
     static double row(int64_t dim) { return 1.3 + 0.04 * static_cast<double>(dim); }
     // The same where it is looked up.
     static constexpr double kStep = 0.7;
+    // What histories add to either.
+    static constexpr double kHistory = 20.0;
+    static constexpr double kHistoryInRow = 3.0;
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 3.5 + 0.0135 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
@@ -26,13 +29,17 @@ struct Costs {
 // What the lazy loop counts, and what it concludes.
 class CostModel {
   public:
-    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits)
-        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
+    // `history`: whether tokens keep numbers of all picks, and meet a pick by a product of those, too.
+    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, bool history = false)
+        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits), history_(history ? 1 : 0) {}
 
     // Of a row that all tokens absorb, and of as many evaluations one by one.
-    double row_cost(bool has_gram) const { return n_ * (has_gram ? Costs::kStep : Costs::row(dim_) / threads_); }
+    double row_cost(bool has_gram) const {
+        return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_ * Costs::kHistoryInRow) / threads_;
+    }
     double lazy_cost(double evaluations, bool has_gram) const {
-        return evaluations * (Costs::kSearch + (has_gram ? Costs::kStep : Costs::on_demand(dim_) / threads_));
+        const double each = (has_gram ? Costs::kStep : Costs::on_demand(dim_)) + history_ * Costs::kHistory;
+        return evaluations * (Costs::kSearch + each / threads_);
     }
     bool exceeds_row(double evaluations, bool has_gram) const {
         return lazy_cost(evaluations, has_gram) > row_cost(has_gram);
@@ -94,6 +101,7 @@ class CostModel {
     int64_t dim_;
     int threads_;
     bool gram_fits_;
+    double history_;
     int64_t picks_ = 0;
     double rate_ = 0;
     double alone_ = 0;
