@@ -13,6 +13,9 @@ struct Costs {
     static double on_demand(int64_t dim) { return 8.0 + 0.028 * static_cast<double>(dim); }
     // What goes with it and no other thread can take over: finding the token, and its new place.
     static constexpr double kSearch = 8.0;
+    // A token from the top: finding it, and among how many blocks of tokens.
+    static constexpr double kTop = 30.0;
+    static constexpr double kTopOfAll = 0.01;
     // One similarity of a row that all tokens absorb one after the other.
     static double row(int64_t dim) { return 1.3 + 0.04 * static_cast<double>(dim); }
     // The same where it is looked up.
@@ -41,8 +44,9 @@ class CostModel {
         const double each = (has_gram ? Costs::kStep : Costs::on_demand(dim_)) + history_ * Costs::kHistory;
         return evaluations * (Costs::kSearch + each / threads_);
     }
-    bool exceeds_row(double evaluations, bool has_gram) const {
-        return lazy_cost(evaluations, has_gram) > row_cost(has_gram);
+    bool exceeds_row(double evaluations, double from_top, bool has_gram) const {
+        const double search = from_top * (Costs::kTop + n_ * Costs::kTopOfAll);
+        return search + lazy_cost(evaluations, has_gram) > row_cost(has_gram);
     }
     // Whether `picks` more picks of so many evaluations each cost more than rows, some more of which have to be caught
     // up with, be they computed or looked up in a Gram.

@@ -18,7 +18,7 @@ class RowLoop {
     RowLoop(Model& model, Run& run)
         : model_(model),
           run_(run),
-          argmax_(run.sample.n),
+          argmax_(run.sample.n, run.similarity.kernels()),
           cost_model_(cost_model(run, Model::kHistory)),
           absorbed_(argmax_.blocks()) {}
 
@@ -87,8 +87,12 @@ class RowLoop {
     }
 
     void choose_source() {
-        const auto rows = static_cast<double>(run_.remaining() + behind(model_, run_));
-        if (!run_.similarity.has_gram() && cost_model_.gram_beats_rows(rows)) run_.similarity.make_gram();
+        const auto gram_pays = [this](int64_t rows) { return cost_model_.gram_beats_rows(static_cast<double>(rows)); };
+        // At most all picks have to be caught up with: most often the first tells, without a look at all tokens.
+        if (!run_.similarity.has_gram() && gram_pays(run_.sample.k) &&
+            gram_pays(run_.remaining() + behind(model_, run_))) {
+            run_.similarity.make_gram();
+        }
         if (!run_.similarity.has_gram()) {
             run_.path = IDSEL_PATH_LAZY_ROWS;
         } else if (run_.path != IDSEL_PATH_GRAM) {
