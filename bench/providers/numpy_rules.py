@@ -89,19 +89,25 @@ def hard_suppress(row: Rows, importance: np.ndarray, k: int, rule: HardSuppress)
         if not closed[i]:
             picks.append(i)
             closed |= row(i) > rule.threshold
-    left = np.ones(len(importance), bool)
-    left[picks] = False
-    return np.array(picks + [i for i in order if left[i]][: k - len(picks)])
+    return np.concatenate([picks, _rest(np.array(picks), importance)])[:k]
+
+
+def _rest(picks: np.ndarray, importance: np.ndarray) -> np.ndarray:
+    """Those that are left, by importance."""
+    order = np.argsort(-importance, kind="stable")
+    return order[~np.isin(order, picks)]
 
 
 def dpp(row: Rows, importance: np.ndarray, k: int, rule: DPP) -> np.ndarray:
     """Chen et al. 2018: one more row of the Cholesky factor per pick."""
     left, picks = importance * importance, np.empty(k, np.int64)
+    rank_floor = np.float32(rule.eps) * left.max()
     factor = np.empty((k, len(importance)), np.float32)
     for t in range(k):
         i = picks[t] = left.argmax()
-        if left[i] <= 0:
-            return picks[:t]
+        if left[i] <= rank_floor:  # the picks span all others, which follow by importance
+            picks[t:] = _rest(picks[:t], importance)[: k - t]
+            break
         gram = importance[i] * importance * row(i)
         factor[t] = (gram - factor[:t, i] @ factor[:t]) / np.sqrt(left[i])
         left = left - factor[t] * factor[t]

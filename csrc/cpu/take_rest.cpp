@@ -13,13 +13,17 @@ void take_rest(Run& run) {
     for (int64_t j = 0; j < run.sample.n; ++j) {
         if (run.competes(j)) rest.push_back(j);
     }
+    // A heap: most often few of them are asked for.
     const std::vector<float>& importance = run.sample.importance;
-    std::stable_sort(rest.begin(), rest.end(), [&](int64_t a, int64_t b) {
-        return importance[static_cast<size_t>(a)] > importance[static_cast<size_t>(b)];
-    });
-    for (int64_t j : rest) {
+    const auto less = [&](int64_t a, int64_t b) {
+        const float of_a = importance[static_cast<size_t>(a)], of_b = importance[static_cast<size_t>(b)];
+        return of_a < of_b || (of_a == of_b && a > b);
+    };
+    std::make_heap(rest.begin(), rest.end(), less);
+    for (; !rest.empty(); rest.pop_back()) {
         if (run.done()) return;
-        if (run.similarity.finite(j)) run.take(j, kNoPriority);
+        std::pop_heap(rest.begin(), rest.end(), less);
+        if (run.similarity.finite(rest.back())) run.take(rest.back(), kNoPriority);
     }
     for (int64_t j = 0; j < run.sample.n && !run.done(); ++j) {
         if (run.open(j)) run.take(j, kNoPriority);

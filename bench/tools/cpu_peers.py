@@ -1,0 +1,184 @@
+"""The cpu engine beside NumPy loops, the torch engine and other packages: `python -m bench.tools.cpu_peers --docs`.
+
+    python -m bench.tools.cpu_peers [--rules MMR] [--tokens 576] [--dims 64] [--threads 2] [--docs] [--out FILE]
+
+One sample in float32, all in one process, by turns. Medians of 15 calls; whoever takes more than 20 times as long as
+the fastest in its first calls cannot be the best and is called no more. `--docs` puts the table into
+docs/cpu_engine.md, `--out` writes every time as JSON. Other packages are compared where they are installed:
+
+    pip install fpsample torch-fps torch-quickfps submodlib-py apricot-select
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import idsel_kernels as idsel
+from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
+from idsel_kernels.env_report import cpu_model
+
+from ..harness import Budget, host_us, interleave
+from ..providers import numpy_rules, peers
+from ..tables import markdown
+from ..workloads import Shape, make_case
+
+CPU = torch.device("cpu")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cpu_engine.md"
+BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
+RULES: dict[str, Rule] = {
+    "IDSelection": IDSelection(),
+    "MMR": MMR(),
+    "MaxMin(start=0)": MaxMin(start=0),
+    "MaxMin": MaxMin(),
+    "HardSuppress": HardSuppress(),
+    "DPP": DPP(),
+    "Coverage": Coverage(),
+}
+KINDS = ("clustered", "flat", "picture", "ties")
+TOKENS = (576, 2880)
+DIMS = (3, 64, 114, 256, 1024, 4096)
+REPEATS = 15
+HOPELESS = 20
+Call = Callable[[], object]
+
+
+class Cell(NamedTuple):
+    """One input and k; times in microseconds by provider, ours first."""
+
+    rule: str
+    kind: str
+    tokens: int
+    dim: int
+    k: int
+    times: dict[str, float]
+
+    def best(self) -> str:
+        """The fastest of the others; where there are few dimensions, of those without a spatial index."""
+        others = [name for name in self.times if name != "ours"]
+        if self.dim <= peers.FEW_DIMENSIONS:
+            others = [name for name in others if name not in peers.WITH_INDEX]
+        return min(others, key=self.times.__getitem__)
+
+    def ratio(self) -> float:
+        """How many times as long as ours the best of the others takes."""
+        return self.times[self.best()] / self.times["ours"]
+
+    def line(self) -> str:
+        """For the terminal."""
+        others = ", ".join(f"{name} {time:.0f}" for name, time in self.times.items() if name != "ours")
+        shape = f"{self.tokens} x {self.dim}, k={self.k}"
+        return f"{self.ratio():7.2f}  {self.rule}, {self.kind}, {shape}: {self.times['ours']:.0f} us; {others}"
+
+
+def calls(rule: Rule, features: torch.Tensor, importance: torch.Tensor, k: int) -> dict[str, Call]:
+    """Ours and the others on one input. Packages without importance are compared without it."""
+    x, weight = features[0].numpy(), importance[0].numpy()
+    unit = np.ascontiguousarray(torch.nn.functional.normalize(features[0], dim=-1).numpy())
+    select = functools.partial(idsel.select, features, k, rule, importance)
+    found: dict[str, Call] = {"ours": functools.partial(select, backend="cpu")}
+    for name, numpy_loop in numpy_rules.selectors(rule).items():
+        found[name] = functools.partial(numpy_loop, x, weight, k)
+    found["torch engine"] = functools.partial(select, backend="torch")
+    if not isinstance(rule, Coverage) or bool((importance == 1).all()):
+        for name, package in peers.selectors(rule, x.shape[1]).items():
+            found[name] = functools.partial(package, unit, weight, k)
+    return found
+
+
+def measure(every: dict[str, Call]) -> dict[str, float]:
+    """Medians; of those without hope the second call."""
+    first = {name: min(host_us(call), host_us(call)) for name, call in every.items()}
+    limit = HOPELESS * min(first.values())
+    hopeful = {name: [call] for name, call in every.items() if name == "ours" or first[name] < limit}
+    found = interleave(hopeful, CPU, Budget(repeats=REPEATS, seconds=0.0))
+    return {name: found[name].median_us if name in found else first[name] for name in every}
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """All that was asked for, measured one after the other."""
+    for name, kind in itertools.product(options.rules, options.kinds):
+        for tokens, dim in itertools.product(options.tokens, options.dims):
+            case = make_case(kind, Shape(1, tokens, dim, 1), torch.float32)
+            importance = case.importance
+            if name == "Coverage" and kind == "flat":
+                importance = torch.ones_like(importance)  # facility location, which packages have
+            for k in sorted({16, 64, tokens // 10}):
+                yield Cell(name, kind, tokens, dim, k, measure(calls(RULES[name], case.features, importance, k)))
+
+
+def table(found: Sequence[Cell]) -> str:
+    """By rule and number of dimensions."""
+    body = []
+    for name in dict.fromkeys(cell.rule for cell in found):
+        mine = [cell for cell in found if cell.rule == name]
+        for title, chosen in (
+            (f"D <= {peers.FEW_DIMENSIONS}", [cell for cell in mine if cell.dim <= peers.FEW_DIMENSIONS]),
+            (f"D > {peers.FEW_DIMENSIONS}", [cell for cell in mine if cell.dim > peers.FEW_DIMENSIONS]),
+        ):
+            if chosen:
+                body.append([f"`{name}`", title, *_columns(chosen)])
+    return markdown(["rule", "", "inputs", "median", "2 x or more", "below 1 / 1.1", "worst"], body, left=2)
+
+
+def _columns(chosen: Sequence[Cell]) -> list[str]:
+    ratios = [cell.ratio() for cell in chosen]
+    worst = min(chosen, key=Cell.ratio)
+    where = f"{worst.kind}, {worst.tokens} x {worst.dim}, k={worst.k}: {worst.best()}"
+    return [
+        str(len(chosen)),
+        f"{statistics.median(ratios):.1f}",
+        f"{sum(ratio >= 2 for ratio in ratios)}",
+        f"{sum(ratio < 1 / 1.1 for ratio in ratios)}",
+        f"{worst.ratio():.2f} ({where})",
+    ]
+
+
+def write_docs(found: Sequence[Cell], threads: int) -> None:
+    """Between the marks of the page."""
+    installed = [name for name in peers.PACKAGES.values() if name not in peers.missing()]
+    about = f"{cpu_model()}, {threads} threads, PyTorch {torch.__version__.split('+')[0]}, NumPy {np.__version__}"
+    about += f"; packages: {', '.join(installed) or 'none'}."
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{about}\n\n{table(found)}\n{END}{rest.split(END)[1]}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints, and writes what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of our engine")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/cpu_engine.md")
+    parser.add_argument("--out", type=Path, help="a file for all times, as JSON")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if absent := peers.missing():
+        print("not installed:", ", ".join(absent))
+    found = []
+    for cell in cells(options):
+        found.append(cell)
+        print(cell.line(), flush=True)
+    print("\n" + table(found))
+    if options.out:
+        options.out.write_text(json.dumps([cell._asdict() for cell in found], indent=1) + "\n")
+    if options.docs:
+        write_docs(found, options.threads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
