@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from golden import GoldenRun
@@ -19,10 +21,12 @@ pytest.importorskip("rich", reason="the bench prints with rich")
 import idsel_kernels as idsel
 from bench import console, harness, providers, tables, workloads
 from bench.floor import Floor
+from bench.providers import numpy_rules, peers
 from bench.suites import overhead, prefill
 from bench.suites import session as common
 from bench.suites.selection import RULES as SUITE_RULES
 from bench.suites.selection import ragged
+from bench.tools import cpu_peers
 from bench.workloads import Shape
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
 from idsel_kernels.engines import reference
@@ -283,3 +287,64 @@ def test_timed_prefill_selects_and_runs() -> None:
     model = prefill.build(sizes, CPU, torch.float32)
     rows = list(prefill.timed(_session(), model, visual=24, kept=(3,)))
     assert len(rows) == 5 and all(row["eager"]["median_us"] > 0 for row in rows)
+
+
+# --- NumPy and packages, beside the cpu engine ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "way"),
+    [
+        (rule, way)
+        for rule in (*RULES, MaxMin(), IDSelection(floor=None))
+        for way in numpy_rules.ways(rule)
+        if not isinstance(rule, MMR) or rule.parallel_k == 1  # else NumPy would be no shorter
+    ],
+    ids=str,
+)
+def test_numpy_selects_what_the_rule_says(rule: Rule, way: str) -> None:
+    features, importance, _ = clustered(1, 90, 32, seed=3)
+    k = 10 if isinstance(rule, DPP) else 90 if isinstance(rule, HardSuppress) else 30
+    picks = numpy_rules.selectors(rule)[way](features[0].numpy(), importance[0].numpy(), k)
+    sel = idsel.Selection(torch.from_numpy(picks)[None], torch.zeros(1, k))
+    assert check_selection(sel, features, rule, importance).relative_regret <= harness.FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("package", peers.PACKAGES)
+def test_packages_select_what_the_rule_says(package: str) -> None:
+    pytest.importorskip(package)
+    features, importance, _ = clustered(1, 90, 6, seed=3)
+    x = torch.nn.functional.normalize(features[0], dim=-1).numpy()
+    found = 0
+    for rule in (MaxMin(start=0), Coverage(), DPP()):
+        weight = torch.ones_like(importance) if isinstance(rule, Coverage) else importance
+        for name, select in peers.selectors(rule).items():
+            if name.startswith(package.replace("_", "-")):
+                picks = torch.from_numpy(np.array(select(x, weight[0].numpy(), 5), np.int64))[None]
+                sel = idsel.Selection(picks, torch.zeros(1, 5))
+                assert check_selection(sel, features, rule, weight).relative_regret <= 1e-4, name
+                found += 1
+    assert found
+
+
+def test_the_cpu_engine_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "times.json"
+    page.write_text(f"before\n{cpu_peers.BEGIN}\nold\n{cpu_peers.END}\nafter\n")
+    monkeypatch.setattr(cpu_peers, "PAGE", page)
+    monkeypatch.setattr(cpu_peers, "REPEATS", 2)
+    before = torch.get_num_threads()
+    try:
+        arguments = ["--kinds", "flat", "--tokens", "48", "--dims", "3", "40", "--threads", "1"]
+        assert cpu_peers.main([*arguments, "--rules", "MMR", "Coverage", "--docs", "--out", str(out)]) == 0
+    finally:
+        torch.set_num_threads(before)
+    cells = [cpu_peers.Cell(**cell) for cell in json.loads(out.read_text())]
+    assert [(cell.rule, cell.dim, cell.k) for cell in cells] == [
+        (rule, dim, k) for rule in ("MMR", "Coverage") for dim in (3, 40) for k in (4, 16, 48)
+    ]
+    assert all(cell.ratio() > 0 and cell.times["NumPy, Gram"] > 0 for cell in cells)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| `Coverage` | D > 8 | 3 |" in text and "`MMR`" in capsys.readouterr().out

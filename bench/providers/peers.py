@@ -28,7 +28,7 @@ PACKAGES = {
 
 
 FEW_DIMENSIONS = 8
-WITH_INDEX = ("fpsample, k-d lines", "fpsample, k-d tree", "torch-quickfps")
+WITH_INDEX = ("torch-quickfps",)
 """Those that sort points into a tree first, which pays in few dimensions."""
 
 
@@ -37,14 +37,11 @@ def missing() -> list[str]:
     return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
-def _fpsample(start: int, dim: int) -> dict[str, Selector]:
+def _fpsample(start: int) -> dict[str, Selector]:
     import fpsample
 
-    found: dict[str, Selector] = {"fpsample": lambda x, _, k: fpsample.fps_sampling(x, k, start_idx=start)}
-    if dim <= FEW_DIMENSIONS:  # beyond, these end in an error
-        found["fpsample, k-d lines"] = lambda x, _, k: fpsample.bucket_fps_kdline_sampling(x, k, h=5, start_idx=start)
-        found["fpsample, k-d tree"] = lambda x, _, k: fpsample.bucket_fps_kdtree_sampling(x, k, start_idx=start)
-    return found
+    # Its variants with a k-d tree end in an error beyond eight dimensions, and on some inputs never.
+    return {"fpsample": lambda x, _, k: fpsample.fps_sampling(x, k, start_idx=start)}
 
 
 def _torch_fps(start: int) -> dict[str, Selector]:
@@ -98,11 +95,11 @@ def _submodlib(rule: Rule) -> dict[str, Selector]:
     return {"submodlib": select}
 
 
-def selectors(rule: Rule, dim: int) -> dict[str, Selector]:
-    """Those of installed packages that select by this rule, in so many dimensions."""
+def selectors(rule: Rule) -> dict[str, Selector]:
+    """Those of installed packages that select by this rule."""
     there, found = [module for module in PACKAGES if importlib.util.find_spec(module)], {}
     if isinstance(rule, MaxMin) and rule.start is not None:
-        found |= _fpsample(rule.start, dim) if "fpsample" in there else {}
+        found |= _fpsample(rule.start) if "fpsample" in there else {}
         found |= _torch_fps(rule.start) if "torch_fps" in there else {}
         found |= _quickfps(rule.start) if "torch_quickfps" in there else {}
     if isinstance(rule, Coverage):

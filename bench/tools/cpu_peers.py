@@ -91,7 +91,7 @@ def calls(rule: Rule, features: torch.Tensor, importance: torch.Tensor, k: int) 
         found[name] = functools.partial(numpy_loop, x, weight, k)
     found["torch engine"] = functools.partial(select, backend="torch")
     if not isinstance(rule, Coverage) or bool((importance == 1).all()):
-        for name, package in peers.selectors(rule, x.shape[1]).items():
+        for name, package in peers.selectors(rule).items():
             found[name] = functools.partial(package, unit, weight, k)
     return found
 
@@ -113,7 +113,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
             importance = case.importance
             if name == "Coverage" and kind == "flat":
                 importance = torch.ones_like(importance)  # facility location, which packages have
-            for k in sorted({16, 64, tokens // 10}):
+            for k in sorted({min(16, tokens), min(64, tokens), tokens // 10}):
                 yield Cell(name, kind, tokens, dim, k, measure(calls(RULES[name], case.features, importance, k)))
 
 
