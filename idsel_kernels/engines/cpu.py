@@ -112,6 +112,8 @@ class CpuEngine:
             reasons.append(f"it runs on CPU tensors, got a tensor on {problem.device}")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**31 - 1 tokens, got {problem.tokens}")
+        if problem.similarity:
+            reasons.append("it computes similarities itself, from features")
         if problem.rule.rule_id not in _native.rule_ids():
             reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
         return reasons

@@ -69,6 +69,8 @@ class TritonEngine:
             reasons.append(reason)
         if problem.given:
             reasons.append("it does not begin with tokens that are given")
+        if problem.similarity:
+            reasons.append("it computes similarities itself, from features")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
         if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):
