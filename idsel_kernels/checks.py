@@ -253,18 +253,18 @@ def check_pairing(features: Any, class_token: Any) -> None:
     check_flag("class_token", class_token)
 
 
-def check_compared(hidden: torch.Tensor, features: Any) -> None:
-    """What `prune` compares: `features` of the tokens of `hidden`, or that itself."""
+def check_compared(hidden: torch.Tensor, features: Any, name: str) -> None:
+    """What `prune` compares: features or similarities of the tokens of `hidden`, or that itself."""
     if features is None:
         if hidden.dtype not in FEATURE_DTYPES:
             wanted = "float32, float16 or bfloat16 where no features are given"
             raise TypeError(f"hidden must be {wanted}, got {hidden.dtype}; pass features=")
         return
-    check_tensor("features", features)
+    check_tensor(name, features)
     if features.shape[:-1] != hidden.shape[:-1]:
         tokens = tuple(hidden.shape[:-1])
-        raise ValueError(f"features must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
-    _check_device("features", features, hidden, "hidden")
+        raise ValueError(f"{name} must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
+    _check_device(name, features, hidden, "hidden")
 
 
 def check_after_picks(hidden: torch.Tensor, protect: Any, position_ids: Any, cu_seqlens: torch.Tensor | None) -> None:

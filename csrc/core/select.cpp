@@ -145,9 +145,6 @@ idsel_status select_cpu(const idsel_args& args) {
         return fail(IDSEL_UNSUPPORTED, "the CPU path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));
     }
-    if (args.features_are_similarities != 0) {
-        return fail(IDSEL_UNSUPPORTED, "the CPU path computes similarities itself, from features");
-    }
     if (cpu::kernels(args.isa) == nullptr) {
         return fail(IDSEL_UNSUPPORTED, "instruction set %d is not in this build or not on this machine", args.isa);
     }
