@@ -119,12 +119,12 @@ def select(
             score of such a pick is the priority that it had by then. One that does not take part (masked, unusable)
             is no first pick; on a CPU and with `validate` one that is masked, beyond the sample or named twice raises.
             Not for `Elimination` and `DART`.
-        similarity: (B, N, N) or (N, N), float32, any strides, in place of features (TypeError unless exactly one of
-            the two is given): the similarities c_ij of tokens, taken as symmetric. Rules that pick one by one read the
-            row of each pick; where c_ij and c_ji differ, either may count. Values are clamped to [-1, 1], and a NaN
-            counts as -1. The diagonal says what a token is, as the squares of norms would: NaN or infinite, it does
-            not take part; not positive, it has no direction; else its similarity to itself is 1. Nothing is copied
-            where the last axis has stride 1. Not with `cu_seqlens`, and not for `MatrixCoverage`.
+        similarity: (B, N, N) or (N, N), float32, any strides, in place of features, of which exactly one has to be
+            given: the similarities c_ij of the tokens, taken as symmetric. Where c_ij and c_ji differ, one of them
+            counts, in `IDSelection`, `MMR`, `HardSuppress`, `DPP` and `MaxMin` with a start the one in the row of the
+            pick. Values are clamped to [-1, 1], and a NaN counts as -1. The diagonal says what a token is, as the
+            squares of norms would: NaN or infinite, it does not take part; zero or negative, it has no direction;
+            else it counts as 1. Not with `cu_seqlens`, and not for `MatrixCoverage`.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
         validate: read the values too, which on a GPU waits for the device: NaN or infinite features, similarity or
@@ -154,6 +154,9 @@ def select(
         tensor([[0, 2]])
         >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5]), given=torch.tensor([2])).indices
         tensor([[2, 0]])
+        >>> similarity = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]])
+        >>> idsel.select(None, 2, importance=torch.tensor([1.0, 0.9, 0.5]), similarity=similarity).indices
+        tensor([[0, 2]])
     """
     compared, is_similarity = features, similarity is not None
     if is_similarity or compared is None:
