@@ -6,6 +6,8 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace idsel::cpu {
 
 constexpr float kNoKey = -std::numeric_limits<float>::infinity();
@@ -14,8 +16,10 @@ constexpr float kNoKey = -std::numeric_limits<float>::infinity();
 // the dependent steps of a heap; equal keys come out in index order by themselves.
 class BlockedArgmax {
   public:
-    explicit BlockedArgmax(int64_t n)
-        : keys_(static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock), kNoKey), largest_(keys_.size() / kBlock) {}
+    BlockedArgmax(int64_t n, const Kernels& kernels)
+        : kernels_(kernels),
+          keys_(static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock), kNoKey),
+          largest_(keys_.size() / kBlock) {}
 
     // Sets a key without its block's; `refresh` afterwards.
     void set(int64_t token, float key) { keys_[static_cast<size_t>(token)] = key; }
@@ -32,38 +36,35 @@ class BlockedArgmax {
     // The keys of a block, for their owner to set, and the largest of them.
     static constexpr size_t kBlock = 64;
     float* keys(int64_t block) { return &keys_[static_cast<size_t>(block) * kBlock]; }
+    int64_t blocks() const { return static_cast<int64_t>(largest_.size()); }
+    float largest(int64_t block) const { return largest_[static_cast<size_t>(block)]; }
     void set_largest(int64_t block, float key) { largest_[static_cast<size_t>(block)] = key; }
 
     float key(int64_t token) const { return keys_[static_cast<size_t>(token)]; }
 
+    // How many tokens have the largest key; 0 where there is none.
+    int64_t count_largest() const {
+        const float largest = largest_[static_cast<size_t>(top_block())];
+        return largest == kNoKey ? 0 : std::count(keys_.begin(), keys_.end(), largest);
+    }
+
+    int64_t top_block() const { return static_cast<int64_t>(first_largest(largest_.data(), largest_.size())); }
+
     // The lowest token among those of the largest key.
     int64_t top() const {
-        const size_t block = first_largest(largest_.data(), largest_.size());
+        const auto block = static_cast<size_t>(top_block());
         return static_cast<int64_t>(block * kBlock + first_largest(&keys_[block * kBlock], kBlock));
     }
 
   private:
-    static constexpr size_t kLanes = 8;  // maxima side by side, for the compiler to put into vectors
+    void refresh(size_t block) { largest_[block] = kernels_.largest(&keys_[block * kBlock], kBlock); }
 
-    void refresh(size_t block) { largest_[block] = largest(&keys_[block * kBlock], kBlock); }
-
-    static float largest(const float* keys, size_t count) {
-        float lanes[kLanes];
-        std::fill_n(lanes, kLanes, kNoKey);
-        size_t at = 0;
-        for (; at + kLanes <= count; at += kLanes) {
-            for (size_t lane = 0; lane < kLanes; ++lane) {
-                lanes[lane] = keys[at + lane] > lanes[lane] ? keys[at + lane] : lanes[lane];
-            }
-        }
-        const float best = *std::max_element(lanes, lanes + kLanes);
-        return at == count ? best : std::max(best, *std::max_element(keys + at, keys + count));
+    size_t first_largest(const float* keys, size_t count) const {
+        const float largest = kernels_.largest(keys, static_cast<int64_t>(count));
+        return static_cast<size_t>(std::find(keys, keys + count, largest) - keys);
     }
 
-    static size_t first_largest(const float* keys, size_t count) {
-        return static_cast<size_t>(std::find(keys, keys + count, largest(keys, count)) - keys);
-    }
-
+    const Kernels& kernels_;
     std::vector<float> keys_;
     std::vector<float> largest_;  // (blocks,)
 };

@@ -67,6 +67,8 @@ struct Kernels {
     // `rule` absorbs a pick of this priority; by the id of rules with State::kToken. Returns the largest key.
     float (*absorb[kRules])(const void* rule, const RowStep& step, float priority);
     float (*absorb_history)(const void* rule, const HistoryStep& step, float priority);
+    // Of at least one number, none of them NaN.
+    float (*largest)(const float* numbers, int64_t count);
     // Sum over i < n of max(0, row[i] - cover[i]), in lanes like a dot product. A NaN counts as 0.
     float (*gain)(const float* row, const float* cover, int64_t n);
 };

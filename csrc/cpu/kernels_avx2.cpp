@@ -77,6 +77,13 @@ struct Vec {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 
+    float largest() const {
+        const __m256 eight = _mm256_max_ps(low, high);
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    }
+
     // sum() of each: vectors are added in halves two by two, so that each addition serves all lanes.
     static void sums(const Vec (&v)[kRows], float* out) {
         __m256 pair[2];

@@ -62,6 +62,14 @@ struct Vec {
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
 
+    float largest() const {
+        const __m512 eight = _mm512_max_ps(all, _mm512_shuffle_f32x4(all, all, 0x4E));
+        const __m256 half = _mm512_castps512_ps256(eight);
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    }
+
     // sum() of each: vectors are added in halves two by two, so that each addition serves all lanes.
     static void sums(const Vec (&v)[kRows], float* out) {
         __m512 half[4], quarter[2];

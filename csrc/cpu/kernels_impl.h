@@ -267,17 +267,15 @@ inline void cosines(const double* scales, double scale, int64_t count, float* c)
 
 // None of them is NaN.
 template <class V>
-inline float largest(const float* keys, int64_t count) {
-    float lanes[kLanes];
-    for (float& lane : lanes) lane = -INFINITY;
-    V best = V::load(lanes);
-    for (; count >= kLanes; count -= kLanes, keys += kLanes) best = V::larger(V::load(keys), best);
-    best.store(lanes);
-    for (int64_t i = 0; i < count; ++i) lanes[i] = keys[i] > lanes[i] ? keys[i] : lanes[i];
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+float largest(const float* numbers, int64_t count) {
+    if (count < kLanes) {
+        float best = numbers[0];
+        for (int64_t i = 1; i < count; ++i) best = numbers[i] > best ? numbers[i] : best;
+        return best;
     }
-    return lanes[0];
+    V best = V::load(numbers + count - kLanes);  // which the others may overlap
+    for (; count > kLanes; count -= kLanes, numbers += kLanes) best = V::larger(V::load(numbers), best);
+    return best.largest();
 }
 
 template <class Rule>
@@ -358,6 +356,7 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
                   {},
                   {},
                   absorb_history<V, DPP>,
+                  largest<V>,
                   gain<V>};
     enter_all<V>(table, AllRules{});
     return table;

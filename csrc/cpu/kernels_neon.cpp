@@ -65,6 +65,7 @@ struct Vec {
         }
     }
 
+    float largest() const { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(part[0], part[1]), vmaxq_f32(part[2], part[3]))); }
     static void sums(const Vec (&v)[kRows], float* out) {
         for (int r = 0; r < kRows; ++r) out[r] = v[r].sum();
     }

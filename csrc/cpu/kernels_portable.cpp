@@ -78,6 +78,11 @@ struct Vec {
         for (int j = 0; j < 2; ++j) sums[0][j] = multiply_add(row, load(b + j * stride), sums[0][j]);
     }
 
+    float largest() const {
+        float best = lane[0];
+        for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
+        return best;
+    }
     static void sums(const Vec (&v)[kRows], float* out) {
         for (int r = 0; r < kRows; ++r) out[r] = v[r].sum();
     }

@@ -19,8 +19,8 @@ class LazyLoop {
         : model_(model),
           run_(run),
           advance_(model, run),
-          argmax_(run.sample.n),
-          cost_model_(cost_model(run)),
+          argmax_(run.sample.n, run.similarity.kernels()),
+          cost_model_(cost_model(run, Model::kHistory)),
           few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1),
           counted_(run.similarity.dots()) {}
 
@@ -30,6 +30,7 @@ class LazyLoop {
             if (model_.due()) {
                 model_.begin();
                 rebuild();
+                if (ties_make_rows_pay()) return false;
             }
             if (const int64_t given = run_.given(); given >= 0) {
                 if (!take_given(given)) return run_.done();
@@ -91,6 +92,7 @@ class LazyLoop {
     void take_top_stale() {
         tokens_.clear();
         others_.clear();
+        from_top_ += 1;
         const int64_t most = portion(), progress = model_.progress(argmax_.top());
         for (int64_t tries = most > few_ ? most : 2 * most; tries > 0; --tries) {
             const int64_t top = argmax_.top();
@@ -101,6 +103,7 @@ class LazyLoop {
                 others_.push_back(top);
             }
             argmax_.update(top, kNoKey);
+            from_top_ += 1;
             if (static_cast<int64_t>(tokens_.size()) == most) break;
         }
         for (int64_t token : others_) argmax_.update(token, model_.key(token));
@@ -164,6 +167,7 @@ class LazyLoop {
         counted_ = run_.similarity.dots();
         looked_before_ = looked_;
         looked_ = 0;
+        from_top_ = 0;
         exact_ = kNoKey;
         exact_token_ = 0;
         return !others_pay(cost_model_.rate());
@@ -173,8 +177,14 @@ class LazyLoop {
     bool rows_pay_by_now() {
         if (!Model::kRows) return false;
         const auto looked = static_cast<double>(looked_);
-        return cost_model_.exceeds_row(looked, run_.similarity.has_gram()) &&
+        return cost_model_.exceeds_row(looked, from_top_, run_.similarity.has_gram()) &&
                others_pay(std::max(looked, cost_model_.rate()));
+    }
+
+    // The same from the outset, where most bounds are alike: by experience half of these come up for each pick.
+    bool ties_make_rows_pay() {
+        const double alike = static_cast<double>(argmax_.count_largest()) / 2;
+        return cost_model_.exceeds_row(alike, 0, run_.similarity.has_gram()) && others_pay(alike);
     }
 
     // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
@@ -184,7 +194,8 @@ class LazyLoop {
             return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()), static_cast<double>(caught_up),
                                         run_.similarity.has_gram());
         };
-        return pays(0) && pays(behind(model_, run_));  // most often the first tells, without a look at all tokens
+        // Most often these tell, without a look at all tokens.
+        return pays(0) && (pays(static_cast<int64_t>(run_.picks.size())) || pays(behind(model_, run_)));
     }
 
     Model& model_;
@@ -198,6 +209,7 @@ class LazyLoop {
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
     int64_t looked_ = 0;           // bounds tightened for this pick
+    double from_top_ = 0;          // tokens looked for from the top, one by one
     int64_t looked_before_ = 0;    // and for the one before
     // The best exact priority met for this pick, and its token.
     float exact_ = kNoKey;

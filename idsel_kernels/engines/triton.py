@@ -67,8 +67,6 @@ class TritonEngine:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
             reasons.append(reason)
-        if problem.given:
-            reasons.append("it does not begin with tokens that are given")
         if problem.similarity:
             reasons.append("it computes similarities itself, from features")
         if problem.tokens > _MAX_TOKENS:
@@ -159,11 +157,11 @@ class _Launcher:
             cu_seqlens = in_int32(cu_seqlens)
         if grids is not None:
             grids = in_int32(grids)
+        if given is not None:
+            given = in_int32(given)
         counts = own_counts if counts is None else in_int32(counts, 0, self.width)
-        self.launch(
-            stream,
-            self.pointers(features, importance, mask, cu_seqlens, counts, grids, workspace, counters, indices, scores),
-        )
+        tensors = features, importance, mask, cu_seqlens, counts, grids, given
+        self.launch(stream, self.pointers(*tensors, workspace, counters, indices, scores))
         return out
 
     def _fresh(self, stream: int, is_gpu: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
