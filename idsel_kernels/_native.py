@@ -13,7 +13,7 @@ from . import _copies
 __all__ = ["ABI", "build_notes", "build_state", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the library that this package calls.
-ABI = 10
+ABI = 11
 
 
 @functools.cache

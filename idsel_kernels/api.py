@@ -58,13 +58,14 @@ class Options(TypedDict, total=False):
     cu_seqlens: torch.Tensor | None
     grids: torch.Tensor | None
     given: torch.Tensor | None
+    similarity: torch.Tensor | None
     sort: bool
     backend: str | None
     validate: bool
 
 
 def select(
-    features: torch.Tensor,
+    features: torch.Tensor | None = None,
     k: Count | None = None,
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
@@ -75,6 +76,7 @@ def select(
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
     validate: bool = False,
@@ -85,7 +87,8 @@ def select(
 
     Args:
         features: (B, N, D) or (N, D), float32, float16 or bfloat16, any strides. With `cu_seqlens`: (T, D). Only
-            directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0.
+            directions matter: similarities are cosines, accumulated in float32. A row of zeros has similarity 0. None
+            where `similarity` is given.
         k: tokens to keep, from 0 to 2**31 - 1: an int, or a sequence of B ints. Or an integer tensor on the device of
             features, (B,) or of one number, together with `k_max`: nothing reads it on the host, so a captured graph or
             a compiled program can be given other budgets. Where fewer tokens exist the output is padded.
@@ -116,9 +119,15 @@ def select(
             score of such a pick is the priority that it had by then. One that does not take part (masked, unusable)
             is no first pick; on a CPU and with `validate` one that is masked, beyond the sample or named twice raises.
             Not for `Elimination` and `DART`.
+        similarity: (B, N, N) or (N, N), float32, any strides, in place of features, of which exactly one has to be
+            given: the similarities c_ij of the tokens, taken as symmetric. Where c_ij and c_ji differ, one of them
+            counts, in `IDSelection`, `MMR`, `HardSuppress`, `DPP` and `MaxMin` with a start the one in the row of the
+            pick. Values are clamped to [-1, 1], and a NaN counts as -1. The diagonal says what a token is, as the
+            squares of norms would: NaN or infinite, it does not take part; zero or negative, it has no direction;
+            else it counts as 1. Not with `cu_seqlens`, and not for `MatrixCoverage`.
         sort: return each sample's picks in ascending index order.
         backend: "cuda", "triton", "cpu" or "torch"; None chooses (see `explain`). Named, it never falls back.
-        validate: read the values too, which on a GPU waits for the device: NaN or infinite features or
+        validate: read the values too, which on a GPU waits for the device: NaN or infinite features, similarity or
             importance, negative importance for `Coverage`, `cu_seqlens`, `grids` and a k on the device (on a CPU
             these three always) raise instead of following the policy below.
 
@@ -145,23 +154,30 @@ def select(
         tensor([[0, 2]])
         >>> idsel.select(features, 2, importance=torch.tensor([1.0, 0.9, 0.5]), given=torch.tensor([2])).indices
         tensor([[2, 0]])
+        >>> similarity = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]])
+        >>> idsel.select(None, 2, importance=torch.tensor([1.0, 0.9, 0.5]), similarity=similarity).indices
+        tensor([[0, 2]])
     """
+    compared, is_similarity = features, similarity is not None
+    if is_similarity or compared is None:
+        compared = checks.check_either(features, similarity)
     key = None
     is_plain = keep_ratio is None and k_max is None and validate is False and type(sort) is bool
-    tensors = features, importance, mask, cu_seqlens, grids, given
+    tensors = compared, importance, mask, cu_seqlens, grids, given
     if is_plain and (plain_k := _plain(k)) is not None and lie_in_memory(*tensors) and not _is_mask(given):
-        raw = Inputs(features, importance, mask, cu_seqlens, None, grids, given)
-        key, call = calls.find(raw, rule, plain_k, sort, backend)
+        raw = Inputs(compared, importance, mask, cu_seqlens, None, grids, given)
+        key, call = calls.find(raw, rule, plain_k, sort, backend, is_similarity)
         if call is not None:
             return Selection(*call.run(raw))
     inputs, counts, rule = prepare(
-        *(features, k, rule, importance, mask, cu_seqlens, sort, backend),
+        *(compared, k, rule, importance, mask, cu_seqlens, sort, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
         given=given,
+        similarity=is_similarity,
     )
-    return run(inputs, counts, rule, sort, backend, validate, key)
+    return run(inputs, counts, rule, sort, backend, validate, key, is_similarity)
 
 
 def _plain(k: Any) -> int | tuple[int, ...] | None:
@@ -172,24 +188,32 @@ def _plain(k: Any) -> int | tuple[int, ...] | None:
 
 
 def run(
-    inputs: Inputs, counts: list[int], rule: Rule, sort: bool, backend: str | None, validate: bool, key: Any = None
+    inputs: Inputs,
+    counts: list[int],
+    rule: Rule,
+    sort: bool,
+    backend: str | None,
+    validate: bool,
+    key: Any = None,
+    similarity: bool = False,
 ) -> Selection:
     """`select` on what `prepare` returns, through the operator where something is watching operators.
 
-    `key` is one more under which `calls` will find the call.
+    `key` is one more under which `calls` will find the call. `similarity` says that similarities lie in the place of
+    features.
     """
     checks.check_flag("validate", validate)
     if must_trace(*inputs):
         features, *companions, device_counts, grids, given = inputs
         rule_id, params = rule.encode()
         options = sort, backend, validate
-        more = device_counts, grids, given
+        more = device_counts, grids, given, similarity
         return Selection(*ops.select(features, counts, rule_id, params, *companions, *options, *more))
-    return Selection(*calls.run(inputs, rule, counts, sort, backend, validate, key))
+    return Selection(*calls.run(inputs, rule, counts, sort, backend, validate, key, similarity))
 
 
 def explain(
-    features: torch.Tensor,
+    features: torch.Tensor | None = None,
     k: Count | None = None,
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
@@ -200,14 +224,15 @@ def explain(
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> dispatch.Explanation:
     """Says which engine and algorithm `select` would use for the same arguments, and why; runs nothing.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, sort, backend: as for
-            `select`; no values are read.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, similarity, sort, backend: as
+            for `select`; no values are read.
 
     Returns:
         An `Explanation`; print it.
@@ -220,14 +245,16 @@ def explain(
         >>> idsel.explain(torch.eye(3), 2, rule=idsel.MaxMin(), backend="torch").backend
         'torch'
     """
+    is_similarity = similarity is not None
     inputs, counts, rule = prepare(
-        *(features, k, rule, importance, mask, cu_seqlens, sort, backend),
+        *(checks.check_either(features, similarity), k, rule, importance, mask, cu_seqlens, sort, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
         given=given,
+        similarity=is_similarity,
     )
-    return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort), backend)
+    return dispatch.explain_problem(Problem.of(inputs, rule, counts, sort, is_similarity), backend)
 
 
 def prepare(
@@ -244,10 +271,11 @@ def prepare(
     k_max: int | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: bool = False,
 ) -> tuple[Inputs, list[int], Rule]:
     """Everything checked that needs no values, a single sample given a batch axis, and a rule for its name.
 
-    Values of plain tensors are then where their addresses say.
+    Values of plain tensors are then where their addresses say. `similarity` says that `features` are similarities.
     """
     rule = by_name(rule)() if isinstance(rule, str) else rule
     checks.check_rule(rule)
@@ -259,7 +287,7 @@ def prepare(
     if not batched:
         importance, mask, given = (_with_batch_axis(t) for t in (importance, mask, given))
         inputs = Inputs(features.unsqueeze(0), importance, mask, grids=grids, given=given)
-    checks.check_inputs(inputs, rule, batched)
+    checks.check_inputs(inputs, rule, batched, similarity)
     inputs = Inputs(*(None if tensor is None else resolved(tensor) for tensor in inputs))  # type: ignore[arg-type]
     batch = inputs.features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts, device_counts = resolve(k, keep_ratio, k_max, inputs, batch, rule.rows_aside)
@@ -276,7 +304,7 @@ def _with_batch_axis(value: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def id_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -296,7 +324,7 @@ def id_select(
 
 
 def mmr_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -315,7 +343,7 @@ def mmr_select(
 
 
 def maxmin_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor | None = None,
     *,
@@ -334,7 +362,7 @@ def maxmin_select(
 
 
 def nms_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -357,7 +385,7 @@ def nms_select(
 
 
 def dpp_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -375,7 +403,7 @@ def dpp_select(
 
 
 def coverage_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor | None = None,
     *,
@@ -418,7 +446,7 @@ def matrix_select(matrix: torch.Tensor, k: Count | None, **options: Unpack[Optio
 
 
 def topk_select(
-    features: torch.Tensor, k: Count | None, importance: torch.Tensor, **options: Unpack[Options]
+    features: torch.Tensor | None, k: Count | None, importance: torch.Tensor, **options: Unpack[Options]
 ) -> Selection:
     """The k most important tokens (FastV, FasterVLM): `select` with `TopK()`.
 
@@ -431,7 +459,7 @@ def topk_select(
 
 
 def eliminate_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -451,7 +479,7 @@ def eliminate_select(
 
 
 def dart_select(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: Count | None,
     importance: torch.Tensor,
     *,
@@ -469,6 +497,7 @@ def dart_select(
         importance: of the image tokens, as for `select`: the norms of their keys.
         pivots: image tokens kept as pivots; 4 is the official default.
         text: (B, M, D) or (M, D), the states of the text, from which pivots are taken. None: from the image alone.
+            Not with `similarity`.
         text_importance: (B, M) or (M,), the norms of the keys of the text; with `text`.
         text_pivots: how many of the M are pivots, those of the largest importance; 4 is the official default. Without
             `text` there are none.
@@ -479,7 +508,7 @@ def dart_select(
 
     Raises:
         TypeError, ValueError: as `select` and `DART`; `text` is not like `features`, comes without its importance, or
-            with `cu_seqlens`.
+            with `cu_seqlens` or `similarity`.
 
     Example:
         >>> import torch, idsel_kernels as idsel
@@ -492,7 +521,7 @@ def dart_select(
         tensor([[1, 2]])
     """
     checks.check_text(features, importance, text, text_importance, options.get("cu_seqlens"))
-    if text is None or text_importance is None:
+    if features is None or text is None or text_importance is None:
         return select(features, k, DART(pivots), importance, **options)
     rule = DART(pivots, min(text_pivots, text.shape[-2]))
     # A NaN would count as the largest.

@@ -57,7 +57,9 @@ def layout_of(
     return layout
 
 
-def find(inputs: Inputs, rule: Rule | str, k: Any, sort: bool, backend: str | None) -> tuple[Any, Call | None]:
+def find(
+    inputs: Inputs, rule: Rule | str, k: Any, sort: bool, backend: str | None, similarity: bool = False
+) -> tuple[Any, Call | None]:
     """The key of a call, and the call if one with this key has been checked before.
 
     Args:
@@ -65,13 +67,14 @@ def find(inputs: Inputs, rule: Rule | str, k: Any, sort: bool, backend: str | No
         rule, sort: of types that `select` takes, unchecked.
         k: likewise, a list as a tuple: one number for all samples is not the same as a list of it.
         backend: as in `select`.
+        similarity: whether similarities lie in the place of features.
 
     Returns:
         The key is None where none can be made, for something is wrong with the call.
     """
     name, _ = dispatch.wanted(backend)
     try:
-        key = (layout_of(*inputs), rule, k, sort, name)
+        key = (layout_of(*inputs), rule, k, sort, name, similarity)
         return key, _kept.get(key)
     except (AttributeError, RuntimeError, TypeError):  # no strides, or nothing that can be a key
         return None, None
@@ -85,15 +88,16 @@ def run(
     backend: str | None,
     validate: bool,
     other_key: Any = None,
+    similarity: bool = False,
 ) -> Outputs:
     """Selects on checked tensors of plain eager calls.
 
     Raises:
         UnsupportedProblem: the backend asked for by name cannot run it.
     """
-    key, call = find(inputs, rule, k[0] if len(k) == 1 else tuple(k), sort, backend)
+    key, call = find(inputs, rule, k[0] if len(k) == 1 else tuple(k), sort, backend, similarity)
     if call is None:
-        call = make(inputs, rule, k, sort, backend)
+        call = make(inputs, rule, k, sort, backend, similarity)
         _keep(key, call)
     _keep(other_key, call)
     if validate:
@@ -114,13 +118,13 @@ def forget() -> None:
     _kept.clear()
 
 
-def make(inputs: Inputs, rule: Rule, k: list[int], sort: bool, backend: str | None) -> Call:
+def make(inputs: Inputs, rule: Rule, k: list[int], sort: bool, backend: str | None, similarity: bool = False) -> Call:
     """A call of checked tensors, which are not kept.
 
     Raises:
         UnsupportedProblem: the backend asked for by name cannot run it.
     """
-    problem = Problem.of(inputs, rule, k, sort)
+    problem = Problem.of(inputs, rule, k, sort, similarity)
     launcher = dispatch.choose(problem, backend).launcher(problem, inputs)
     return Call(problem, launcher, reads_values(inputs))
 

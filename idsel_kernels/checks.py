@@ -12,7 +12,7 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .problem import Inputs, Problem
-from .rules import DART, Coverage, HardSuppress, MaxMin, Rule
+from .rules import DART, Coverage, HardSuppress, MatrixCoverage, MaxMin, Rule
 
 __all__ = [
     "check_after_picks",
@@ -21,6 +21,7 @@ __all__ = [
     "check_choice",
     "check_compared",
     "check_counts",
+    "check_either",
     "check_flag",
     "check_hidden",
     "check_inputs",
@@ -46,15 +47,27 @@ Form = tuple[tuple[int, ...], torch.dtype, torch.device]
 IMPORTANCE_DTYPES = (*FEATURE_DTYPES, torch.float64)
 
 
-def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
+def check_either(features: Any, similarity: Any) -> Any:
+    """Features or similarities: what was given, of which there has to be one."""
+    if (features is None) == (similarity is None):
+        got = "neither" if features is None else "both"
+        raise TypeError(f"either features or similarity must be given, got {got}")
+    return features if similarity is None else similarity
+
+
+def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True, similarity: bool = False) -> None:
     """Types, dtypes, shapes and devices of the tensors, against each other and the rule.
 
-    `batched` False words the messages for features given as (N, D).
+    `batched` False words the messages for features given as (N, D). `similarity` says that they are similarities.
     """
     features, importance, mask, cu_seqlens, _counts, grids, given = inputs
-    _check_features(features, cu_seqlens, batched)
+    whose = "similarity" if similarity else "features"
+    if similarity:
+        _check_similarity(features, rule, cu_seqlens, batched)
+    else:
+        _check_features(features, cu_seqlens, batched)
     if importance is not None:
-        _check_companion("importance", importance, features, cu_seqlens, batched)
+        _check_companion("importance", importance, features, cu_seqlens, batched, whose)
         if importance.dtype not in IMPORTANCE_DTYPES:
             raise TypeError(f"importance must be float16, bfloat16, float32 or float64, got {importance.dtype}")
     elif rule.needs_importance:
@@ -63,7 +76,7 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
             f"importance is required by {name}, got None (MaxMin, Coverage and MatrixCoverage run without)"
         )
     if mask is not None:
-        _check_companion("mask", mask, features, cu_seqlens, batched)
+        _check_companion("mask", mask, features, cu_seqlens, batched, whose)
         if mask.dtype is not torch.bool:
             raise TypeError(f"mask must be torch.bool (False = not selectable), got {mask.dtype}")
     if cu_seqlens is None:
@@ -71,9 +84,9 @@ def check_inputs(inputs: Inputs, rule: Rule, batched: bool = True) -> None:
     _check_has_grid(rule, grids)
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if grids is not None:
-        _check_grids(grids, features, batch)
+        _check_grids(grids, features, batch, whose)
     if given is not None:
-        _check_given(given, rule, inputs, batch, batched)
+        _check_given(given, rule, inputs, batch, batched, whose)
 
 
 def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
@@ -89,6 +102,23 @@ def _check_features(features: torch.Tensor, cu_seqlens: torch.Tensor | None, bat
     if features.shape[-1] == 0:
         got = _shape(features) if batched else _shape(features)[1:]
         raise ValueError(f"features must have D >= 1, got shape {got}")
+
+
+def _check_similarity(similarity: Any, rule: Rule, cu_seqlens: torch.Tensor | None, batched: bool) -> None:
+    if cu_seqlens is not None:
+        raise ValueError(
+            "similarity must be a dense batch, (B, N, N), got it with cu_seqlens; pad the matrices and pass mask="
+        )
+    if isinstance(rule, MatrixCoverage):
+        raise ValueError(
+            "similarity goes with rules that compare tokens, got it with MatrixCoverage, which has matrix="
+        )
+    check_tensor("similarity", similarity)
+    if similarity.dtype is not torch.float32:
+        raise TypeError(f"similarity must be torch.float32, got {similarity.dtype}; pass .float()")
+    if similarity.dim() not in (2, 3) or similarity.shape[-1] != similarity.shape[-2]:
+        got = _shape(similarity) if batched else _shape(similarity)[1:]
+        raise ValueError(f"similarity must be (B, N, N) or (N, N), got shape {got}")
 
 
 def _check_cu_seqlens(cu_seqlens: torch.Tensor, features: torch.Tensor) -> None:
@@ -194,6 +224,11 @@ def check_text(
             "text must be None with cu_seqlens; put the text pivots of each sample behind its other rows, "
             "in features and importance, and select with rule=DART(pivots, text_pivots)"
         )
+    if features is None:
+        raise ValueError(
+            "text must be None without features; put the text pivots of each sample behind its tokens, "
+            "in similarity and importance, and select with rule=DART(pivots, text_pivots)"
+        )
     for name, value in (("features", features), ("importance", importance)):
         check_tensor(name, value)
     for name, value, like in (("text", text, features), ("text_importance", text_importance, importance)):
@@ -218,18 +253,18 @@ def check_pairing(features: Any, class_token: Any) -> None:
     check_flag("class_token", class_token)
 
 
-def check_compared(hidden: torch.Tensor, features: Any) -> None:
-    """What `prune` compares: `features` of the tokens of `hidden`, or that itself."""
+def check_compared(hidden: torch.Tensor, features: Any, name: str) -> None:
+    """What `prune` compares: features or similarities of the tokens of `hidden`, or that itself."""
     if features is None:
         if hidden.dtype not in FEATURE_DTYPES:
             wanted = "float32, float16 or bfloat16 where no features are given"
             raise TypeError(f"hidden must be {wanted}, got {hidden.dtype}; pass features=")
         return
-    check_tensor("features", features)
+    check_tensor(name, features)
     if features.shape[:-1] != hidden.shape[:-1]:
         tokens = tuple(hidden.shape[:-1])
-        raise ValueError(f"features must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
-    _check_device("features", features, hidden, "hidden")
+        raise ValueError(f"{name} must have the tokens of hidden, {tokens}, got {tuple(features.shape[:-1])}")
+    _check_device(name, features, hidden, "hidden")
 
 
 def check_after_picks(hidden: torch.Tensor, protect: Any, position_ids: Any, cu_seqlens: torch.Tensor | None) -> None:
@@ -312,13 +347,13 @@ def _check_has_grid(rule: Rule, grids: Any) -> None:
         raise ValueError(f"HardSuppress: radius={rule.radius} needs grid=(height, width) or grids=, got neither")
 
 
-def _check_grids(grids: Any, features: torch.Tensor, batch: int) -> None:
+def _check_grids(grids: Any, features: torch.Tensor, batch: int, whose: str) -> None:
     check_tensor("grids", grids)
     if grids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"grids must be torch.int32 or torch.int64, got {grids.dtype}")
     if grids.shape != (batch, 2):
         raise ValueError(f"grids must be (B, 2) = ({batch}, 2), got shape {_shape(grids)}")
-    _check_device("grids", grids, features)
+    _check_device("grids", grids, features, whose)
 
 
 def check_rule(rule: Any) -> None:
@@ -361,7 +396,12 @@ def check_values(problem: Problem, inputs: Inputs, validate: bool) -> None:
         return
     # Masked tokens are no part of the problem, so they may hold anything.
     ignored = torch.zeros((), dtype=torch.bool) if inputs.mask is None else ~inputs.mask
-    _check_finite("features", "row", torch.isfinite(inputs.features).all(-1) | ignored)
+    finite = torch.isfinite(inputs.features)
+    if problem.similarity:
+        columns = finite if inputs.mask is None else finite | ignored[:, None, :]
+        _check_finite("similarity", "row", columns.all(-1) | ignored)
+    else:
+        _check_finite("features", "row", finite.all(-1) | ignored)
     if inputs.importance is not None:
         _check_finite("importance", "token", torch.isfinite(inputs.importance) | ignored)
         if isinstance(problem.rule, Coverage) and bool(((inputs.importance < 0) & ~ignored).any()):
@@ -394,19 +434,19 @@ def _check_sides(grids: torch.Tensor, lengths: list[int]) -> None:
             raise ValueError(f"grids[{sample}] must have N = {tokens} cells, got {height} x {width}")
 
 
-def _check_given(given: Any, rule: Rule, inputs: Inputs, batch: int, batched: bool) -> None:
+def _check_given(given: Any, rule: Rule, inputs: Inputs, batch: int, batched: bool, whose: str) -> None:
     if not rule.is_greedy:
         raise ValueError(f"given goes with rules that pick one by one, got it with {type(rule).__name__}")
     check_tensor("given", given)
     if given.dtype is torch.bool:
-        _check_companion("given", given, inputs.features, inputs.cu_seqlens, batched)
+        _check_companion("given", given, inputs.features, inputs.cu_seqlens, batched, whose)
         return
     if given.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"given must be torch.int32 or torch.int64, or a mask in torch.bool, got {given.dtype}")
     if given.dim() != 2 or given.shape[0] != batch:
         axes, got = (f"(B, M) with B = {batch}", _shape(given)) if batched else ("(M,)", _shape(given)[1:])
         raise ValueError(f"given must be {axes}, or a mask in torch.bool, got shape {got}")
-    _check_device("given", given, inputs.features)
+    _check_device("given", given, inputs.features, whose)
 
 
 def _check_tokens_given(inputs: Inputs, lengths: list[int]) -> None:

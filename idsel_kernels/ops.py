@@ -24,7 +24,7 @@ __all__ = ["merge", "select"]
 _SCHEMA = (
     "select(Tensor features, SymInt[] k, int rule_id, float[] params, Tensor? importance=None, "
     "Tensor? mask=None, Tensor? cu_seqlens=None, bool sort=False, str? backend=None, bool validate=False, "
-    "Tensor? counts=None, Tensor? grids=None, Tensor? given=None)"
+    "Tensor? counts=None, Tensor? grids=None, Tensor? given=None, bool similarity=False)"
     " -> (Tensor indices, Tensor scores)"
 )
 
@@ -47,19 +47,24 @@ def _select(
     counts: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checks again: a compiled graph meets new tensors, and the operator can be called without the public function."""
+    """Checks again: a compiled graph meets new tensors, and the operator can be called without the public function.
+
+    `similarity` says that `features` are similarities (B, N, N).
+    """
     inputs, rule = Inputs(features, importance, mask, cu_seqlens, counts, grids, given), decode(rule_id, params)
-    checks.check_inputs(inputs, rule)
+    checks.check_inputs(inputs, rule, similarity=similarity)
     if cu_seqlens is None and features.dim() != 3:
-        raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
+        axes = "similarity must be (B, N, N)" if similarity else "features must be (B, N, D)"
+        raise ValueError(f"{axes}, got shape {tuple(features.shape)}")
     if backend is not None:
         checks.check_backend(backend, dispatch.BACKENDS)
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if counts is not None:
         inputs = inputs._replace(counts=device_counts(counts, inputs, batch))
     k = host_counts(k[0] if len(k) == 1 else list(k), batch)
-    return calls.run(as_tokens(inputs, max(k)), rule, k, sort, backend, validate)
+    return calls.run(as_tokens(inputs, max(k)), rule, k, sort, backend, validate, similarity=similarity)
 
 
 def _select_fake(
@@ -76,6 +81,7 @@ def _select_fake(
     counts: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch = features.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     width = k[0] if len(k) == 1 else max(k)

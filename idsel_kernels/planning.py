@@ -37,15 +37,15 @@ class Plan:
         'torch'
     """
 
-    def __init__(self, given: Inputs, backend: str | None, **options: Any) -> None:
-        self._options = options
+    def __init__(self, given: Inputs, backend: str | None, similarity: bool, **options: Any) -> None:
+        self._options, self._similarity = options, similarity
         inputs, counts, rule = self._prepared(given, backend)
         checks.check_is_plain("idsel.plan", must_trace(*inputs))
         k = options["k"]
         # Of a share of the tokens that exist, which run by run may be others.
         self._recounts = inputs.counts is not None and k is None
         self._counts = None if self._recounts else inputs.counts
-        self._problem = problem = Problem.of(inputs, rule, counts, options["sort"])
+        self._problem = problem = Problem.of(inputs, rule, counts, options["sort"], similarity)
         self._planned = tuple(map(checks.form_of, given._replace(counts=inputs.counts)))
         self._reads_values = calls.reads_values(inputs)
         engine = dispatch.choose(problem, backend)
@@ -59,21 +59,22 @@ class Plan:
 
     def run(
         self,
-        features: torch.Tensor,
+        features: torch.Tensor | None = None,
         importance: torch.Tensor | None = None,
         *,
         mask: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
         grids: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
+        similarity: torch.Tensor | None = None,
         k: torch.Tensor | None = None,
         out: Outputs | None = None,
     ) -> Selection:
         """Selects, on the current stream of the tensors' device, which nothing waits for.
 
         Args:
-            features, importance, mask, cu_seqlens, grids, given: as `plan` had them: of the same shapes, dtypes and
-                device, and those that it did not have not either. Values and strides are free.
+            features, importance, mask, cu_seqlens, grids, given, similarity: as `plan` had them: of the same shapes,
+                dtypes and device, and those that it did not have not either. Values and strides are free.
             k: where a tensor was planned: another one like it. None: that one, with the values that it has by now.
             out: contiguous indices (B, k) int64 and scores (B, k) float32 to fill, a `Selection` for example, which do
                 not require grad. None: those of the plan, `plan.out`, which the next run overwrites.
@@ -92,12 +93,17 @@ class Plan:
             >>> plan.run(features, importance).indices
             tensor([[1, 2]])
         """
+        if similarity is not None or self._similarity:
+            features = self._checked_similarity(features, similarity)
+        elif features is None:
+            checks.check_as_planned("features", self._planned[0], features)
+        assert features is not None
         counts = k if isinstance(k, torch.Tensor) else None
         if not lie_in_memory(features, importance, mask, cu_seqlens, grids, given, counts):
             tensors = Inputs(features, importance, mask, cu_seqlens, counts, grids, given)
             if must_trace(*tensors):
                 return self._traced(tensors._replace(counts=None), k, out)
-            features, importance, mask, cu_seqlens, counts, grids, given = _resolved(tensors)
+            features, importance, mask, cu_seqlens, counts, grids, given = self._resolved(tensors)
             k = k if counts is None else counts
         counts = self._counts
         if k is not None or self._recounts:
@@ -119,7 +125,29 @@ class Plan:
         return Selection(*launcher(features, importance, mask, cu_seqlens, counts, grids, given, out))
 
     def _prepared(self, given: Inputs, backend: str | None = None) -> tuple[Inputs, list[int], Rule]:
-        return api.prepare(**_without_counts(given), backend=backend, **self._options)
+        tensors = given._asdict()
+        tensors.pop("counts")
+        return api.prepare(**tensors, similarity=self._similarity, backend=backend, **self._options)
+
+    def _checked_similarity(self, features: Any, similarity: Any) -> Any:
+        """What takes the place of features, where either of the two has to do with similarities."""
+        if not self._similarity:
+            checks.check_as_planned("similarity", None, similarity)
+        checks.check_as_planned("features", None, features)
+        if similarity is None:
+            checks.check_as_planned("similarity", self._planned[0], similarity)
+        return similarity
+
+    def _name(self, field: str) -> str:
+        """What a field of `Inputs` is called in `run`."""
+        return {"counts": "k", "features": "similarity" if self._similarity else "features"}.get(field, field)
+
+    def _resolved(self, given: Inputs) -> Inputs:
+        """Tensors of a run whose values are not all in memory, or that are none."""
+        for field, tensor in zip(Inputs._fields, given, strict=True):
+            if tensor is not None and field != "counts":
+                checks.check_tensor(self._name(field), tensor)
+        return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))  # type: ignore[arg-type]
 
     def _counted(self, given: Inputs, k: torch.Tensor | None) -> torch.Tensor | None:
         """How many tokens to keep of each sample, where the plan does not say."""
@@ -131,8 +159,7 @@ class Plan:
     def _fitted(self, given: Inputs) -> Launcher:
         """The launcher for tensors of the planned shapes, but of strides that are new."""
         for field, planned, tensor in zip(Inputs._fields, self._planned, given, strict=True):
-            name = "k" if field == "counts" else field
-            checks.check_as_planned(name, planned, tensor)
+            checks.check_as_planned(self._name(field), planned, tensor)
         inputs = self._prepared(given)[0]._replace(counts=given.counts)
         launcher = self._engine.launcher(self._problem, inputs, self._memory)
         if len(self._launchers) >= _MOST:
@@ -142,7 +169,8 @@ class Plan:
 
     def _traced(self, given: Inputs, k: torch.Tensor | None, out: Outputs | None) -> Selection:
         options = self._options if k is None else {**self._options, "k": k}
-        found = api.select(**_without_counts(given), backend=self.backend, **options)
+        tensors = {self._name(field): tensor for field, tensor in given._asdict().items() if field != "counts"}
+        found = api.select(**tensors, backend=self.backend, **options)
         if out is None:
             return found
         for to, tensor in zip(out, found, strict=True):
@@ -150,21 +178,8 @@ class Plan:
         return Selection(*out)
 
 
-def _resolved(given: Inputs) -> Inputs:
-    """Tensors of a run whose values are not all in memory, or that are none."""
-    for field, tensor in zip(Inputs._fields, given, strict=True):
-        if tensor is not None and field != "counts":
-            checks.check_tensor(field, tensor)
-    return Inputs(*(resolved(t) if isinstance(t, torch.Tensor) else t for t in given))  # type: ignore[arg-type]
-
-
-def _without_counts(given: Inputs) -> dict[str, Any]:
-    """The tensors that `select` takes under their names here."""
-    return {name: tensor for name, tensor in given._asdict().items() if name != "counts"}
-
-
 def plan(
-    features: torch.Tensor,
+    features: torch.Tensor | None = None,
     k: Count | None = None,
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
@@ -175,6 +190,7 @@ def plan(
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     sort: bool = False,
     backend: str | None = None,
 ) -> Plan:
@@ -185,9 +201,9 @@ def plan(
     for the current stream of a GPU, so that its runs may be on any, and has to be made outside of a capture.
 
     Args:
-        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, sort, backend: as for
-            `select`, except that `given` has to hold indices. Tensors tell their shape, dtype and device: none but k is
-            kept, and no values are read. The backend is chosen now, `use_backend` and `IDSEL_BACKEND` included.
+        features, k, rule, importance, keep_ratio, k_max, mask, cu_seqlens, grids, given, similarity, sort, backend: as
+            for `select`, except that `given` has to hold indices. Tensors tell their shape, dtype and device: none but
+            k is kept, and no values are read. The backend is chosen now, `use_backend` and `IDSEL_BACKEND` included.
 
     Returns:
         A `Plan`.
@@ -208,7 +224,9 @@ def plan(
         Traceback (most recent call last):
         ValueError: features must be (3, 3) torch.float32 on cpu, as planned, got (4, 4) torch.float32 on cpu
     """
-    tensors = Inputs(features, importance, mask, cu_seqlens, grids=grids, given=given)
+    compared = checks.check_either(features, similarity)
+    tensors = Inputs(compared, importance, mask, cu_seqlens, grids=grids, given=given)
     if isinstance(given, torch.Tensor) and given.dtype is torch.bool:
         raise TypeError("given must be torch.int32 or torch.int64 in a plan, got torch.bool")
-    return Plan(tensors, backend, k=k, rule=rule, keep_ratio=keep_ratio, k_max=k_max, sort=sort)
+    more: dict[str, Any] = {"keep_ratio": keep_ratio, "k_max": k_max, "sort": sort}
+    return Plan(tensors, backend, similarity is not None, k=k, rule=rule, **more)

@@ -15,7 +15,8 @@ class Inputs(NamedTuple):
     """The tensors of a call, checked and in the one layout engines see.
 
     Dense: features (B, N, D), importance (B, N), mask (B, N). Ragged: features (T, D), importance (T,), mask (T,)
-    and cu_seqlens (B+1,) int32 or int64, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1]. `counts` (B,) int32
+    and cu_seqlens (B+1,) int32 or int64, sample b being the rows cu_seqlens[b] to cu_seqlens[b+1]. Where the problem
+    says `similarity`, the similarities of the tokens lie in the place of features: (B, N, N). `counts` (B,) int32
     or int64 is a k that lies on the device; `grids` (B, 2) int32 or int64 has height and width of each sample's grid;
     `given` (B, M) int32 or int64 are the tokens to begin with, negative where there are fewer.
     """
@@ -32,7 +33,8 @@ class Inputs(NamedTuple):
 class Problem(NamedTuple):
     """Frozen description of one call; a tuple, because a frozen dataclass takes 2 µs longer to make.
 
-    `tokens` is N of a dense batch and the total T of a ragged one. `k` holds one count for all samples, or one per
+    `tokens` is N of a dense batch and the total T of a ragged one. `similarity` says that the caller gives similarities
+    in place of features, so that `dim` is N and `dtype` float32. `k` holds one count for all samples, or one per
     sample; where the counts lie on the device, their upper bound. `given` is how many tokens a sample may begin with.
     Outputs are as wide as the largest count, or `width`.
     """
@@ -51,10 +53,11 @@ class Problem(NamedTuple):
     has_grids: bool = False
     given: int = 0
     sort: bool = False
+    similarity: bool = False
     width: int | None = None
 
     @classmethod
-    def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool) -> Problem:
+    def of(cls, inputs: Inputs, rule: Rule, k: list[int], sort: bool, similarity: bool = False) -> Problem:
         features, importance, mask, cu_seqlens, counts, grids, given = inputs
         ragged = cu_seqlens is not None
         return cls(
@@ -72,6 +75,7 @@ class Problem(NamedTuple):
             has_grids=grids is not None,
             given=0 if given is None else given.shape[1],
             sort=sort,
+            similarity=similarity,
         )
 
     @property

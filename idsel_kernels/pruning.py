@@ -98,6 +98,7 @@ def prune(
     cu_seqlens: torch.Tensor | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     order: Literal["raster", "pick"] = "raster",
     position_ids: torch.Tensor | None = None,
     protect: torch.Tensor | None = None,
@@ -117,6 +118,7 @@ def prune(
         k, keep_ratio, k_max, rule, importance, mask, cu_seqlens, grids, given, backend, validate: as for `select`.
         features: (B, N, D) or (N, D) or (T, D): what is compared, `hidden` unless given. Tokens may so be chosen by
             their CLIP features and cut from the projected ones.
+        similarity: (B, N, N) or (N, N), as for `select`, in place of features. What `merge` compares is then `hidden`.
         order: of the kept tokens, "raster" as they stood, "pick" as they were picked.
         position_ids: gathered like the tokens: (N,) for all samples, or (..., B, N), so that the (3, B, N) of mrope
             work; with `cu_seqlens` (..., T). (3, N) are the positions of three samples.
@@ -161,16 +163,21 @@ def prune(
         raise ValueError("sizes goes with merge=, got merge=None")
     if total is not None and cu_seqlens is None:
         raise ValueError("total goes with cu_seqlens=, got cu_seqlens=None")
-    checks.check_compared(hidden, features)
+    if similarity is not None:
+        checks.check_either(features, similarity)
+    is_similarity = similarity is not None
+    compared = features if similarity is None else similarity
+    checks.check_compared(hidden, compared, "similarity" if is_similarity else "features")
     # What is merged must not depend on the order in which it is returned, so then the picks are sorted last.
     sort_first = order == "raster" and merge is None and protect is None
     inputs, counts, rule = api.prepare(
-        hidden if features is None else features,
+        hidden if compared is None else compared,
         *(k, rule, importance, mask, cu_seqlens, sort_first, backend),
         keep_ratio=keep_ratio,
         k_max=k_max,
         grids=grids,
         given=given,
+        similarity=is_similarity,
     )
     if hidden.dim() == 2 and cu_seqlens is None:
         hidden = hidden[None]
@@ -179,14 +186,14 @@ def prune(
         protect = protect.expand(hidden.shape[0], -1)
     checks.check_after_picks(hidden, protect, position_ids, cu_seqlens)
     if protect is None:
-        selection = api.run(inputs, counts, rule, sort_first, backend, validate)
+        selection = api.run(inputs, counts, rule, sort_first, backend, validate, similarity=is_similarity)
     else:
-        selection = _around(protect, inputs, counts, rule, backend, validate)
+        selection = _around(protect, inputs, counts, rule, backend, validate, is_similarity)
     merged = None
     if merge is not None:
         receivers = None if protect is None else ~protect
         merged = merging.merge(
-            hidden, selection, inputs.features, merge,
+            hidden, selection, hidden if is_similarity else inputs.features, merge,
             beta=beta, mask=inputs.mask, receivers=receivers, sizes=sizes, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,
         )  # fmt: skip
     if order == "raster" and not sort_first:
@@ -277,7 +284,13 @@ def _most_rows(inputs: Inputs, counts: list[int], keep_ratio: float | None) -> i
 
 
 def _around(
-    protect: torch.Tensor, inputs: Inputs, counts: list[int], rule: Rule, backend: str | None, validate: bool
+    protect: torch.Tensor,
+    inputs: Inputs,
+    counts: list[int],
+    rule: Rule,
+    backend: str | None,
+    validate: bool,
+    similarity: bool,
 ) -> Selection:
     """The protected tokens, then what the rule picks among the others until there are k."""
     features, _importance, mask, cu_seqlens, device_counts, *_ = inputs
@@ -303,7 +316,7 @@ def _around(
 
     others = ~protect if mask is None else ~protect & mask
     free = inputs._replace(mask=others, counts=wanted - present)
-    picks = api.run(free, [width], rule, False, backend, validate)
+    picks = api.run(free, [width], rule, False, backend, validate, similarity=similarity)
 
     # One slot more than there are takes what is nowhere.
     nowhere = batch * width

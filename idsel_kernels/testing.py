@@ -124,7 +124,7 @@ def _largest(errors: torch.Tensor) -> float:
 
 def check_selection(
     sel: Selection,
-    features: torch.Tensor,
+    features: torch.Tensor | None = None,
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
@@ -132,12 +132,13 @@ def check_selection(
     k: Count | None = None,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
 ) -> SelectionReport:
     """Replays the picks in float64 on the CPU and reports how good each was.
 
     Args:
         sel: the selection, in pick order (not sorted).
-        features, rule, importance, mask, cu_seqlens, grids, given: as for `select`.
+        features, rule, importance, mask, cu_seqlens, grids, given, similarity: as for `select`.
         k: as given to `select`, where it was a list or a tensor; otherwise the width of `sel` tells.
 
     Returns:
@@ -158,24 +159,26 @@ def check_selection(
         raise TypeError(f"sel.indices must be torch.int64, got {indices.dtype}")
     width = indices.shape[-1]
     k = width if k is None else k.tolist() if isinstance(k, torch.Tensor) else k
-    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, grids=grids, given=given)
+    of_samples = {"grids": grids, "given": given}
+    inputs, counts, rule = _on_cpu(features, k, rule, importance, mask, cu_seqlens, similarity, **of_samples)
     if not rule.is_greedy:
         name = type(rule).__name__
         raise ValueError(f"rule must pick one by one to be replayed, got {name}; compare with idsel.testing.oracle")
-    problem = Problem.of(inputs, rule, counts, sort=False)._replace(width=max(width, *counts))
+    is_similarity = similarity is not None
+    problem = Problem.of(inputs, rule, counts, False, is_similarity)._replace(width=max(width, *counts))
     if indices.shape != (problem.batch, problem.k_max) or scores.shape != indices.shape:
         wanted = (problem.batch, problem.k_max)
         raise ValueError(f"sel must hold (B, k) = {wanted} indices and scores, got {tuple(indices.shape)}")
     with torch.device("cpu"):  # whatever the caller's default is
         replays = [
-            _replay(sample, rule, indices[b], scores[b].double(), problem.k_per_sample[b], b)
+            _replay(sample, rule, indices[b], scores[b].double(), problem.k_per_sample[b], b, is_similarity)
             for b, sample in enumerate(_samples(inputs, problem))
         ]
         return _report(replays, indices)
 
 
 def oracle(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: int | Sequence[int],
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
@@ -185,15 +188,18 @@ def oracle(
     *,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     gram: str = "auto",
 ) -> Selection:
     """The reference selection in a precision of choice: float64 unless told, where `select` computes in float32.
 
     Args:
-        features, k, rule, importance, mask, cu_seqlens, sort, grids, given: as for `select`.
+        features, k, rule, importance, mask, cu_seqlens, sort, grids, given, similarity: as for `select`; features are
+            None with `similarity`.
         dtype: torch.float64 or torch.float32.
-        gram: "full", "rows" or "auto": all similarities at once, one row per pick, or the faster of them.
+        gram: "full", "rows" or "auto": all similarities at once, one row per pick, or the faster of them; of no effect
+            with `similarity`.
 
     Returns:
         A `Selection`; its scores have the dtype asked for.
@@ -210,15 +216,17 @@ def oracle(
         raise ValueError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     if gram not in ("auto", "full", "rows"):
         raise ValueError(f"gram must be 'auto', 'full' or 'rows', got {gram!r}")
-    more: dict[str, Any] = {"grids": grids, "given": given}
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, sort, None, **more)
-    return Selection(*reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram))
+    compared, is_similarity = checks.check_either(features, similarity), similarity is not None
+    more: dict[str, Any] = {"grids": grids, "given": given, "similarity": is_similarity}
+    inputs, counts, rule = api.prepare(compared, k, rule, importance, mask, cu_seqlens, sort, None, **more)
+    found = reference_select(inputs, rule, counts, sort, dtype=dtype, gram=gram, similarity=is_similarity)
+    return Selection(*found)
 
 
 def assert_parity(
     engine_a: str,
     engine_b: str,
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: int | Sequence[int],
     rule: Rule | str = IDSelection(),
     importance: torch.Tensor | None = None,
@@ -227,6 +235,7 @@ def assert_parity(
     *,
     grids: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
+    similarity: torch.Tensor | None = None,
     tolerance: float = 1e-5,
     margin: float = 1e-5,
     exact: bool = False,
@@ -235,8 +244,8 @@ def assert_parity(
 
     Args:
         engine_a, engine_b: backend names.
-        features, k, rule, importance, mask, cu_seqlens, grids, given: as for `select`; copied to where a backend runs
-            if that is elsewhere.
+        features, k, rule, importance, mask, cu_seqlens, grids, given, similarity: as for `select`; copied to where a
+            backend runs if that is elsewhere. Features are None with `similarity`.
         tolerance, margin: see `SelectionReport.assert_ok`.
         exact: demand the same indices throughout, for inputs on which all arithmetic is exact (see `inputs.exact`).
 
@@ -252,7 +261,7 @@ def assert_parity(
         >>> _ = idsel.testing.assert_parity("torch", "torch", **case.inputs(), k=5, rule=idsel.MMR(), exact=True)
     """
     reports, picks = [], []
-    more = {"mask": mask, "cu_seqlens": cu_seqlens, "grids": grids, "given": given}
+    more = {"mask": mask, "cu_seqlens": cu_seqlens, "grids": grids, "given": given, "similarity": similarity}
     tensors = {"features": features, "importance": importance, **more}
     for engine in (engine_a, engine_b):
         checks.check_backend(engine, dispatch.BACKENDS)
@@ -271,8 +280,9 @@ def assert_parity(
 
 def _where_it_runs(backend: str, tensors: dict[str, torch.Tensor | None]) -> dict[str, Any]:
     """The tensors on a device that the backend takes: as they are where that will do."""
-    features, types = tensors["features"], dispatch.device_types(backend)
-    if not types or not isinstance(features, torch.Tensor) or features.device.type in types:
+    compared = tensors["features"] if tensors["similarity"] is None else tensors["similarity"]
+    types = dispatch.device_types(backend)
+    if not types or not isinstance(compared, torch.Tensor) or compared.device.type in types:
         return tensors
     return {name: None if tensor is None else tensor.to(types[0]) for name, tensor in tensors.items()}
 
@@ -291,10 +301,18 @@ class _Replay(NamedTuple):
     defects: list[str]
 
 
-def _replay(inputs: Inputs, rule: Rule, picks: torch.Tensor, scores: torch.Tensor, count: int, sample: int) -> _Replay:
+def _replay(
+    inputs: Inputs,
+    rule: Rule,
+    picks: torch.Tensor,
+    scores: torch.Tensor,
+    count: int,
+    sample: int,
+    similarity: bool,
+) -> _Replay:
     """`picks` (k,) with `scores`, of which `count` were asked for."""
-    full = inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
-    batch = Batch(inputs, torch.float64, full)
+    full = similarity or inputs.features.shape[1] ** 2 * 8 <= _FULL_GRAM_BYTES
+    batch = Batch(inputs, torch.float64, full, similarity)
     first = first_picks(batch, inputs.given, count)[0]
     first = first[first >= 0]
     state = rule_state(rule, batch, 1)
@@ -497,15 +515,17 @@ def _ascends(picks: torch.Tensor) -> bool:
 
 
 def _on_cpu(
-    features: torch.Tensor,
+    features: torch.Tensor | None,
     k: int | Sequence[int],
     rule: Rule | str,
     importance: torch.Tensor | None,
     mask: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
+    similarity: torch.Tensor | None,
     **of_samples: Any,
 ) -> tuple[Inputs, list[int], Rule]:
-    inputs, counts, rule = api.prepare(features, k, rule, importance, mask, cu_seqlens, False, None, **of_samples)
+    compared, of_samples["similarity"] = checks.check_either(features, similarity), similarity is not None
+    inputs, counts, rule = api.prepare(compared, k, rule, importance, mask, cu_seqlens, False, None, **of_samples)
     return Inputs(*(None if t is None else t.detach().cpu() for t in inputs)), counts, rule  # type: ignore[arg-type]
 
 

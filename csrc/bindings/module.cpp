@@ -40,7 +40,8 @@ class Call {
   public:
     Call(std::int32_t device, std::int32_t dtype, const std::vector<std::int64_t>& shape, const Strides& features,
          const Strides& importance, const Strides& mask, std::vector<std::int64_t> k, std::int64_t k_max,
-         std::int32_t rule, std::vector<double> params, bool sort, std::int64_t given_count, std::int64_t gram_budget)
+         std::int32_t rule, std::vector<double> params, bool sort, std::int64_t given_count, std::int64_t gram_budget,
+         bool features_are_similarities)
         : k_(std::move(k)), params_(std::move(params)) {
         if (shape.size() != 3 || features.size() != 3)
             throw py::value_error("shape and strides of features must be (batch, token, dim)");
@@ -68,6 +69,7 @@ class Call {
         args_.sort = sort ? 1 : 0;
         args_.given_count = given_count;
         args_.gram_budget = gram_budget;
+        args_.features_are_similarities = features_are_similarities ? 1 : 0;
     }
     Call(const Call&) = delete;  // `args_` points into it
     Call& operator=(const Call&) = delete;
@@ -190,7 +192,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     py::class_<Call>(m, "Call", "A call without its addresses, for tensors of one layout.")
         .def(py::init<std::int32_t, std::int32_t, const std::vector<std::int64_t>&, const Strides&, const Strides&,
                       const Strides&, std::vector<std::int64_t>, std::int64_t, std::int32_t, std::vector<double>, bool,
-                      std::int64_t, std::int64_t>())
+                      std::int64_t, std::int64_t, bool>())
         .def("on_cpu", &Call::on_cpu)
         .def("on_cuda", &Call::on_cuda);
     m.def("cuda_plan", &cuda_plan, py::arg("shape"), py::arg("k_max"), py::arg("rule"), py::arg("params"),

@@ -41,7 +41,8 @@ const idsel_rule_info* find_rule(int32_t id) {
 }
 
 idsel_status check_sizes(const idsel_args& args) {
-    if (args.batch < 0 || args.tokens < 0 || args.dim < 1 || args.k_max < 0) {
+    const bool no_dim = args.dim < 1 && args.features_are_similarities == 0;
+    if (args.batch < 0 || args.tokens < 0 || no_dim || args.k_max < 0) {
         return fail(IDSEL_INVALID, "need batch, tokens, k_max >= 0 and dim >= 1, got %lld, %lld, %lld and %lld",
                     static_cast<long long>(args.batch), static_cast<long long>(args.tokens),
                     static_cast<long long>(args.k_max), static_cast<long long>(args.dim));
@@ -63,6 +64,18 @@ idsel_status check_rule(const idsel_args& args) {
                     static_cast<long long>(args.param_count));
     }
     if (args.param_count > 0 && args.params == nullptr) return fail(IDSEL_INVALID, "params is NULL");
+    return IDSEL_OK;
+}
+
+idsel_status check_similarities(const idsel_args& args) {
+    if (args.features_are_similarities == 0) return IDSEL_OK;
+    if (args.dim != args.tokens || args.dtype != IDSEL_FLOAT32 || args.cu_seqlens != nullptr) {
+        return fail(IDSEL_INVALID,
+                    "similarities must be (B, N, N) in float32 without cu_seqlens, got dim %lld, tokens %lld, dtype %d",
+                    static_cast<long long>(args.dim), static_cast<long long>(args.tokens), args.dtype);
+    }
+    const idsel_rule_info& rule = *find_rule(args.rule);
+    if (rule.state == name_of(State::kChannels)) return fail(IDSEL_INVALID, "%s takes no similarities", rule.name);
     return IDSEL_OK;
 }
 
@@ -120,7 +133,7 @@ idsel_status check_offsets(const idsel_args& args) {
 
 idsel_status check(const idsel_args& args) {
     if (args.abi != IDSEL_ABI) return fail(IDSEL_INVALID, "abi must be %d, got %u", IDSEL_ABI, args.abi);
-    for (auto* step : {check_sizes, check_rule, check_counts, check_given, check_buffers}) {
+    for (auto* step : {check_sizes, check_rule, check_similarities, check_counts, check_given, check_buffers}) {
         if (const idsel_status status = step(args)) return status;
     }
     return IDSEL_OK;
@@ -140,6 +153,9 @@ idsel_status select_cpu(const idsel_args& args) {
 }
 
 idsel_status check_cuda(const idsel_args& args) {
+    if (args.features_are_similarities != 0) {
+        return fail(IDSEL_UNSUPPORTED, "the CUDA path computes similarities itself, from features");
+    }
     if (args.features_dim_stride != 1 && args.dim > 1) {
         return fail(IDSEL_UNSUPPORTED, "the CUDA path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));

@@ -82,7 +82,7 @@ bool CoverageModel::take(const Pick& pick) {
 
 const float* CoverageModel::row(int64_t j) {
     if (few_rows_) return few_rows_->row(j);
-    return run_.similarity.has_gram() ? run_.similarity.gram_row(j) : rows_[static_cast<size_t>(j)].get();
+    return run_.similarity.has_gram() ? run_.similarity.whole_row(j, row_) : rows_[static_cast<size_t>(j)].get();
 }
 
 void CoverageModel::compute_row(int64_t j) {

@@ -67,6 +67,7 @@ class CoverageModel {
     std::vector<float> saliency_;
     std::vector<int32_t> version_;  // number of picks that gain_ accounts for, -1: none, not even the rows' own
     std::vector<std::unique_ptr<float[]>> rows_;  // those computed, until the Gram is there
+    std::vector<float> row_;                      // one of a Gram that was given
 
     std::unique_ptr<GramRows> few_rows_;  // in place of rows_ and the Gram where that exceeds the budget
     std::vector<float> gain_ahead_;       // (n,) bounds no worse than gain_

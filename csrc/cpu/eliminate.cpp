@@ -41,7 +41,8 @@ std::vector<Ranked> rank(const Tokens& even, const Tokens& odd, Run& run) {
     std::vector<Ranked> ranked(even.size());
     run.similarity.pool().parallel_for(static_cast<int64_t>(even.size()), kRowsAtOnce, [&](int64_t begin, int64_t end) {
         for (auto at = static_cast<size_t>(begin); at < static_cast<size_t>(end); ++at) {
-            ranked[at] = {nearest(run.similarity.gram_row(even[at]), odd), even[at]};
+            const float similarity = nearest(run.similarity.gram_row(even[at]), odd);
+            ranked[at] = {given_similarity(similarity), even[at]};
         }
     });
     std::stable_sort(ranked.begin(), ranked.end(),

@@ -35,8 +35,10 @@ Nearest best_over_gram(Run& run, const Priority& priority) {
     }
     Nearest best{run.sample.n, kNone};
     float best_priority = kNone;
+    const bool alone = tokens.size() == 1;
     for (const int64_t j : tokens) {
-        const float similarity = nearest[static_cast<size_t>(j)], its_priority = priority(j, similarity);
+        const float similarity = alone ? kNone : given_similarity(nearest[static_cast<size_t>(j)]);
+        const float its_priority = priority(j, similarity);
         if (best.token < run.sample.n && its_priority <= best_priority) continue;
         best = {j, similarity};
         best_priority = its_priority;

@@ -14,8 +14,9 @@ struct Sample {
     int64_t row_bytes = 0;
     int32_t dtype = IDSEL_FLOAT32;
     int64_t n = 0;
-    int64_t dim = 0;
-    int64_t k = 0;                                  // picks wanted
+    int64_t dim = 0;            // 1 where similarities are given: to look one up, no features are read
+    bool similarities = false;  // `features` are the similarities of the tokens, (n, n)
+    int64_t k = 0;              // picks wanted
     int64_t gram_budget = IDSEL_GRAM_BUDGET_BYTES;  // the most bytes that its similarities may take
 
     // (n,) each. Tier::kNoPriority stands for every token that competes: whether it has a priority is the model's to

@@ -44,7 +44,8 @@ Sample sample_of(const idsel_args& args, int64_t b) {
                       (place.batch_row * args.features_batch_stride * element_bytes + place.first * sample.row_bytes);
     sample.dtype = args.dtype;
     sample.n = place.count;
-    sample.dim = args.dim;
+    sample.similarities = args.features_are_similarities != 0;
+    sample.dim = sample.similarities ? 1 : args.dim;
     sample.k = args.k[args.k_count == 1 ? 0 : b];
     for (int64_t i = 0; args.given != nullptr && i < args.given_count; ++i) {
         const int64_t token = args.given[b * args.given_count + i];

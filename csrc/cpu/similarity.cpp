@@ -14,9 +14,15 @@ Similarity::Similarity(const Sample& sample, const Kernels& kernels, ThreadPool&
       kernels_(kernels),
       pool_(pool),
       norms_(static_cast<size_t>(sample.n), kUnknown),
-      scale_(static_cast<size_t>(sample.n)) {}
+      scale_(static_cast<size_t>(sample.n)),
+      table_(sample.similarities ? static_cast<const float*>(sample.row(0)) : nullptr),
+      table_stride_(sample.similarities ? sample.row_bytes / static_cast<int64_t>(sizeof(float)) : sample.n) {}
 
 void Similarity::compute_norm(int64_t token) {
+    if (sample_.similarities) {
+        set_norm(token, gram_row(token)[token]);
+        return;
+    }
     const void* row = sample_.row(token);
     set_norm(token, kernels_.dot[sample_.dtype](row, row, sample_.dim));
 }
@@ -39,6 +45,10 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
 
 void Similarity::know_all_norms(bool shared) {
     if (std::count(norms_.begin(), norms_.end(), kUnknown) == 0) return;
+    if (sample_.similarities) {
+        for (int64_t token = 0; token < sample_.n; ++token) compute_norm(token);
+        return;
+    }
     const int64_t parts = shared ? 2 * pool_.threads() : 1;
     const int64_t grain = (sample_.n / parts / kTogether + 1) * kTogether;
     pool_.parallel_for(sample_.n, grain, [&](int64_t begin, int64_t end) {
@@ -63,11 +73,10 @@ float Similarity::compute(int64_t i, int64_t j) const {
 }
 
 void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c) {
-    if (gram_) {
+    if (has_gram()) {
         for (int64_t i = 0; i < count; ++i) {
-            for (int64_t j = 0; j < other_count; ++j) {
-                c[i * kDotsStride + j] = gram_[others[j] * sample_.n + tokens[i]];
-            }
+            norm(tokens[i]);
+            for (int64_t j = 0; j < other_count; ++j) c[i * kDotsStride + j] = looked_up(others[j], tokens[i]);
         }
         return;
     }
@@ -88,21 +97,30 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
 }
 
 void Similarity::row(int64_t i, int64_t begin, int64_t end, float* c) const {
-    if (gram_) {
-        std::copy(gram_row(i) + begin, gram_row(i) + end, c);
+    if (has_gram()) {
+        std::transform(gram_row(i) + begin, gram_row(i) + end, c, given_similarity);
+        if (begin <= i && i < end) c[i - begin] = norms_[static_cast<size_t>(i)] == kPositive ? 1.0f : 0.0f;
         return;
     }
     kernels_.row[sample_.dtype](sample_.row(begin), sample_.row_bytes, end - begin, sample_.row(i), sample_.dim, c);
     of_dots(i, begin, end, c);
 }
 
+const float* Similarity::whole_row(int64_t i, std::vector<float>& buffer) const {
+    if (gram_) return gram_row(i);
+    buffer.resize(static_cast<size_t>(sample_.n));
+    row(i, 0, sample_.n, buffer.data());
+    return buffer.data();
+}
+
 bool Similarity::gram_fits_budget() const {
+    if (sample_.similarities) return true;  // it is there
     return sample_.n * sample_.n <= sample_.gram_budget / static_cast<int64_t>(sizeof(float));
 }
 
 void Similarity::make_gram() {
-    if (gram_) return;
     know_all_norms();
+    if (has_gram()) return;
     const int64_t n = sample_.n;
     // Not value-initialised: every element is written below.
     std::unique_ptr<float[]> gram(new float[static_cast<size_t>(n * n)]);
@@ -120,6 +138,7 @@ void Similarity::make_gram() {
     for (int64_t i = 0; i < n; ++i) gram[static_cast<size_t>(i * n + i)] = nonzero(i) ? 1.0f : 0.0f;
     count_dots(n * (n - 1) / 2);
     gram_ = std::move(gram);
+    table_ = gram_.get();
 }
 
 }  // namespace idsel::cpu

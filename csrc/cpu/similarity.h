@@ -1,4 +1,4 @@
-// Similarities of one sample: one at a time, by rows, or as the whole Gram, with the same bits.
+// Similarities of one sample: one at a time, by rows, or as the whole Gram, with the same bits. Or given by the caller.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ class Similarity {
 
     // c_ij of two finite tokens whose norms are known, looked up where the Gram is there, else computed: the caller
     // counts that. Safe in parallel.
-    float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
+    float operator()(int64_t i, int64_t j) const { return has_gram() ? looked_up(i, j) : compute(i, j); }
 
     // The same from dot products: of token i with tokens [begin, end), or with some others.
     void of_dots(int64_t i, int64_t begin, int64_t end, float* c) const {
@@ -50,11 +50,14 @@ class Similarity {
     // in parallel.
     void row(int64_t i, int64_t begin, int64_t end, float* c) const;
 
-    // Computes the Gram, unless it is there. Afterwards all norms are known.
+    // Computes the Gram, unless it is there: made before, or given. Afterwards all norms are known.
     void make_gram();
-    bool has_gram() const { return gram_ != nullptr; }
-    // c_i: of token i with all others, and with itself if it has a direction.
-    const float* gram_row(int64_t i) const { return gram_.get() + i * sample_.n; }
+    bool has_gram() const { return table_ != nullptr; }
+    // c_i where it lies: of token i with all others, and with itself if it has a direction. Where the Gram is given,
+    // values count only after `given_similarity`, and what it has of i with itself not at all.
+    const float* gram_row(int64_t i) const { return table_ + i * table_stride_; }
+    // c_i with all norms known, in place where it can be, else in `buffer`.
+    const float* whole_row(int64_t i, std::vector<float>& buffer) const;
 
     void know_all_norms(bool shared = true);
     // The norms of some tokens, in parallel.
@@ -62,7 +65,10 @@ class Similarity {
     bool gram_fits_budget() const;
 
     int64_t dots() const { return dots_; }
-    int64_t norms_known() const { return sample_.n - std::count(norms_.begin(), norms_.end(), kUnknown); }
+    // Norms that were computed.
+    int64_t norms_known() const {
+        return sample_.similarities ? 0 : sample_.n - std::count(norms_.begin(), norms_.end(), kUnknown);
+    }
     // Similarities that were not looked up.
     void count_dots(int64_t dots) { dots_ += has_gram() ? 0 : dots; }
 
@@ -83,6 +89,7 @@ class Similarity {
     void compute_norm(int64_t token);
     void set_norm(int64_t token, float square);
     float compute(int64_t i, int64_t j) const;
+    float looked_up(int64_t i, int64_t j) const { return given_similarity(gram_row(i)[j]); }
     std::vector<int64_t> all_tokens() const;
 
     const Sample& sample_;
@@ -91,6 +98,8 @@ class Similarity {
     std::vector<Norm> norms_;
     std::vector<double> scale_;  // 1 / norm, 0 for a zero row
     std::unique_ptr<float[]> gram_;
+    const float* table_ = nullptr;  // gram_, or that of the caller: rows so many floats apart
+    int64_t table_stride_;
     int64_t dots_ = 0;
 };
 

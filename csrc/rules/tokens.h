@@ -17,6 +17,12 @@ IDSEL_HD float clamp_importance(float importance) {
 
 IDSEL_HD float clamp_cosine(float c) { return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c; }
 
+// c_ij that is given, in place of features: within range like a cosine, and a number.
+IDSEL_HD float given_similarity(float c) {
+    const float at_least = c > -1.0f ? c : -1.0f;  // NaN compares false
+    return at_least < 1.0f ? at_least : 1.0f;
+}
+
 // c_ij from a dot product and the reciprocal norms; symmetric in i and j. The product of two reciprocals may leave the
 // range of float32 where that of all three does not.
 IDSEL_HD float cosine(float dot, float scale_i, float scale_j) {

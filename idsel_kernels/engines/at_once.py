@@ -41,11 +41,12 @@ class AtOnce(NamedTuple):
     """How the `torch` engine runs a rule.
 
     `decide` gives picks (B, width) int64, their scores, and how many there are of each sample, (B,); what lies behind
-    those is of no meaning. `algorithm` is for `explain`.
+    those is of no meaning. `similarities` and `then` are for `explain`: which it needs, and what it does with them.
     """
 
     decide: Callable[[Any, Task], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    algorithm: str
+    similarities: str
+    then: str
 
 
 def of_rule(rule: Rule) -> AtOnce:
@@ -273,6 +274,6 @@ def _pivots(
 
 
 _RULES = {
-    Elimination: AtOnce(_eliminate, "the whole Gram by matrix product, then rounds that drop up to 8 tokens each"),
-    DART: AtOnce(_pivoted, "the rows of the pivots by matrix product, then one sort for each"),
+    Elimination: AtOnce(_eliminate, "the whole Gram", "rounds that drop up to 8 tokens each"),
+    DART: AtOnce(_pivoted, "the rows of the pivots", "one sort for each"),
 }

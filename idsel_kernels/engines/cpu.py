@@ -119,7 +119,10 @@ class CpuEngine:
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
         isa = Isa(_native.library().resolve_isa(_isa.get())).name
-        if isinstance(problem.rule, Elimination):
+        if problem.similarity and problem.rule.needs_similarities:
+            how = "similarities looked up where they lie"
+            how += ", by lazy greedy or row by row" if problem.rule.is_greedy else ""
+        elif isinstance(problem.rule, Elimination):
             how = "the whole Gram, then rounds that drop up to 8 tokens each"
         elif isinstance(problem.rule, DART):
             how = "the rows of the pivots, then for each of them the tokens least like it"

@@ -48,6 +48,8 @@ class CudaEngine:
         reasons = []
         if failure := self._failure_of(problem.device.index or 0):
             reasons.append(failure)
+        if problem.similarity:
+            reasons.append("it computes similarities itself, from features")
         if problem.rule.rule_id not in self._rule_ids():
             reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
         elif isinstance(why := self._workspace_for(problem), str):

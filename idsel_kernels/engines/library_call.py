@@ -52,6 +52,7 @@ class LibraryCall:
             problem.sort,
             problem.given,
             gram_budget_bytes,
+            problem.similarity,
         )
 
     def adapted(

@@ -92,16 +92,21 @@ class Batch:
         nonzero: (B, N), 1 where the norm of the token is positive: its similarity to itself.
         lower_tier, fallback: (B, N), tier and value of a token for which its rule has no priority, see `Standing`.
         grids: (B, 2), height and width of the grid of each sample; None unless the call has them.
+
+    Where `similarity` says that features are similarities, the full Gram is made of them, and no row can be computed.
     """
 
-    def __init__(self, inputs: Inputs, dtype: torch.dtype, full_gram: bool) -> None:
+    def __init__(self, inputs: Inputs, dtype: torch.dtype, full_gram: bool, similarity: bool = False) -> None:
         self.samples = [_aligned(sample.to(dtype)) for sample in _split(inputs.features, inputs.cu_seqlens)]
         self.lengths = [len(sample) for sample in self.samples]
         self.shape = (len(self.samples), max(self.lengths, default=0))
         device = inputs.features.device
-        norms = self.padded([torch.linalg.vector_norm(x, dim=1) for x in self.samples], 0.0)
-        # What is zero and what is finite is a matter of float32 in every precision: a replay must agree on it.
-        norms32 = self.padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
+        if similarity:
+            norms = norms32 = _norms_of_diagonal(inputs.features)
+        else:
+            norms = self.padded([torch.linalg.vector_norm(x, dim=1) for x in self.samples], 0.0)
+            # What is zero and what is finite is a matter of float32 in every precision: a replay must agree on it.
+            norms32 = self.padded([torch.linalg.vector_norm(x.float(), dim=1) for x in self.samples], 0.0)
         self.nonzero = (norms32 > 0).to(dtype)
         self.scale = torch.where(norms32 > 0, 1 / norms, 0.0)
         self.ends = torch.tensor(self.lengths, device=device)
@@ -113,7 +118,9 @@ class Batch:
             self.importance = self._unpack(inputs.importance.float().to(dtype), inputs, -math.inf)
         self.takes_part = self.exists & (self.importance > -math.inf) & torch.isfinite(norms32)
         self.importance = torch.where(self.takes_part, self.importance.clamp(max=_LARGEST), -math.inf)
-        self.gram = self._full_gram() if full_gram else None
+        self.gram = None
+        if full_gram:
+            self.gram = self._gram_of(inputs.features.to(dtype)) if similarity else self._full_gram()
         self.lower_tier = torch.where(self.takes_part, int(Tier.NO_PRIORITY), int(Tier.UNUSABLE))
         self.fallback = torch.where(self.takes_part, self.importance, 0.0)
         self.grids = inputs.grids
@@ -155,6 +162,13 @@ class Batch:
             c = _cosines(x @ x.T, scale[:, None], scale)
             c.diagonal().copy_(self.nonzero[b, :n])
             gram[b, :n, :n] = c.index_select(0, first).gather(1, first.expand(n, n))
+        return gram
+
+    def _gram_of(self, similarity: torch.Tensor) -> torch.Tensor:
+        """The Gram from similarities (B, N, N) that are given. Tokens are alike where their rows of it are."""
+        gram = torch.nan_to_num(similarity.contiguous(), nan=-1.0).clamp_(-1, 1)
+        gram.diagonal(dim1=1, dim2=2).copy_(self.nonzero)
+        self.samples = list(gram.unbind())
         return gram
 
     def similarity(self, pick: torch.Tensor) -> torch.Tensor:
@@ -208,6 +222,12 @@ class Batch:
 def _cosines(products: torch.Tensor, scale_i: torch.Tensor, scale_j: torch.Tensor) -> torch.Tensor:
     """c_ij from dot products, which it overwrites, and reciprocal norms."""
     return products.mul_(scale_i).mul_(scale_j).clamp_(-1, 1)
+
+
+def _norms_of_diagonal(similarity: torch.Tensor) -> torch.Tensor:
+    """1 for a token with a direction, 0 for one without, NaN for one that is not finite: (B, N, N) to (B, N)."""
+    own = similarity.diagonal(dim1=1, dim2=2)
+    return torch.where(own.isfinite(), (own > 0).float(), math.nan)
 
 
 def _first_alike(sample: torch.Tensor) -> torch.Tensor:
@@ -542,6 +562,7 @@ def reference_select(
     *,
     dtype: torch.dtype = torch.float32,
     gram: str = "auto",
+    similarity: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The selection as the formulas say it.
 
@@ -554,6 +575,7 @@ def reference_select(
         gram: "full" computes all similarities at once, "rows" those of each pick when it is made, "auto" whichever
             is faster within `GRAM_BYTES`. `Coverage` reads all similarities at every pick, "rows" of them band by
             band. `Elimination` needs the full Gram.
+        similarity: whether similarities lie in the place of features: then they are the full Gram, whatever `gram`.
 
     Returns:
         indices (B, k_max) int64 and scores (B, k_max) float32 (`dtype`, if that is float64).
@@ -566,12 +588,14 @@ def reference_select(
     offsets = _offsets(inputs)
     lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
     full = [_wants_gram(rule, n, count, gram) for n, count in zip(lengths, problem.k_per_sample, strict=True)]
+    if similarity:
+        full = [rule.needs_similarities] * len(full)
     device, counts = inputs.features.device, inputs.counts
     counts = on_device(problem.k_per_sample, device) if counts is None else counts
     with torch.no_grad(), ieee_arithmetic(device):
         parts = []
         for begin, end, whole in _chunks(lengths, full, _reads_all_pairs(rule)):
-            batch = Batch(_part(inputs, offsets, begin, end), dtype, whole)
+            batch = Batch(_part(inputs, offsets, begin, end), dtype, whole, similarity)
             if rule.is_greedy:
                 given = None if inputs.given is None else inputs.given[begin:end]
                 parts.append(_greedy(batch, rule, counts[begin:end], problem.k_max, given))
@@ -710,9 +734,12 @@ class _TorchEngine:
     def algorithm(self, problem: Problem) -> str:
         rule, k = problem.rule, problem.k_max
         if not rule.is_greedy:
-            return at_once.of_rule(rule).algorithm
+            _, similarities, then = at_once.of_rule(rule)
+            return f"{similarities} {'as given' if problem.similarity else 'by matrix product'}, then {then}"
         if not rule.needs_similarities:
             return f"{k} greedy steps on the {'features' if rule.state is State.CHANNELS else 'importance'}"
+        if problem.similarity:
+            return f"{k} greedy steps on the similarities given"
         whole = f"the whole Gram by matrix product, then {k} greedy steps"
         by_rows = f"{k} greedy steps, each with one row of similarities by matrix-vector product"
         if rule.state is State.COVERAGE:
@@ -744,7 +771,7 @@ class _TorchEngine:
             importance, mask = (None if t is None else t.unsqueeze(0) for t in (importance, mask))
             given = given.unsqueeze(0) if given is not None and given.dim() == 1 else given
         inputs = Inputs(features, importance, mask, cu_seqlens, counts, grids, given)
-        found = reference_select(inputs, problem.rule, list(problem.k), problem.sort)
+        found = reference_select(inputs, problem.rule, list(problem.k), problem.sort, similarity=problem.similarity)
         if out is None:
             return found
         for to, tensor in zip(out, found, strict=True):

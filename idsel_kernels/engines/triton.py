@@ -67,6 +67,8 @@ class TritonEngine:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
             reasons.append(reason)
+        if problem.similarity:
+            reasons.append("it computes similarities itself, from features")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
         if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):

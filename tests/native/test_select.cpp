@@ -147,6 +147,52 @@ void test_given() {
     CHECK(idsel_select(&call.args) == IDSEL_INVALID);
 }
 
+// A call on the similarities of the tokens of another, whose features are of +1 and -1 in 16 dimensions; rows lie
+// `gap` further apart than they have to.
+Call similarities_of(const Call& call, int64_t gap) {
+    const int64_t batch = call.args.batch, n = call.args.tokens, stride = n + gap;
+    Call other = call;
+    other.features32.assign(static_cast<size_t>(batch * n * stride), kNaN);
+    for (int64_t b = 0; b < batch; ++b) {
+        for (int64_t at = 0; at < n * n; ++at) {
+            const float* i = &call.features32[static_cast<size_t>(16 * (b * n + at / n))];
+            const float* j = &call.features32[static_cast<size_t>(16 * (b * n + at % n))];
+            float dot = 0;
+            for (int d = 0; d < 16; ++d) dot += i[d] * j[d];
+            other.features32[static_cast<size_t>((b * n + at / n) * stride + at % n)] = dot / 16;
+        }
+    }
+    other.args.features_are_similarities = 1;
+    other.args.dim = n;
+    other.args.features_token_stride = stride;
+    other.args.features_batch_stride = n * stride;
+    return other;
+}
+
+// Given similarities pick what features pick that have them, whatever threads there are.
+void test_similarities() {
+    for (const int64_t gap : {0, 3}) {
+        Call of_features = make_call(23, 3, 70, 16, 30, IDSEL_FLOAT32, false);
+        for (float& value : of_features.features32) value = value < 0 ? -1.0f : 1.0f;
+        std::fill_n(&of_features.features32[5 * 16], 16, 0.0f);
+        Call of_similarities = similarities_of(of_features, gap);
+        for (const Rule& rule : rules(70)) {
+            if (rule.id == 7) continue;  // a matrix of its own
+            for (Call* call : {&of_features, &of_similarities}) {
+                call->args.rule = rule.id;
+                call->params = rule.params;
+                run(*call);
+            }
+            CHECK(same(of_features, of_similarities));
+            CHECK(of_similarities.stats[0].similarities == 0 && of_similarities.stats[0].norms == 0);
+            Call other = of_similarities;
+            other.args.threads = 3;
+            run(other);
+            CHECK(same(other, of_similarities));
+        }
+    }
+}
+
 void test_sort() {
     Call call = make_call(5, 2, 30, 8, 12, IDSEL_FLOAT32, false);
     call.params = {20, 0, 0};
@@ -207,6 +253,25 @@ void test_refusals() {
     check_refused(IDSEL_UNSUPPORTED, "instruction set", [](idsel_args& a) { a.isa = 77; });
     check_refused(IDSEL_INVALID, "device", [](idsel_args& a) { a.device = 7; });
     check_refused(IDSEL_UNSUPPORTED, "tokens", [](idsel_args& a) { a.tokens = int64_t{1} << 31; });
+    const auto as_similarities = [](idsel_args& a) {
+        a.features_are_similarities = 1;
+        a.dim = a.tokens;
+    };
+    const auto refused_similarities = [&](idsel_status status, const char* word, void (*change)(idsel_args&)) {
+        check_refused(status, word, [&](idsel_args& a) {
+            as_similarities(a);
+            change(a);
+        });
+    };
+    static const int32_t whole[] = {0, 5, 5};
+    refused_similarities(IDSEL_INVALID, "dim 4, tokens 5", [](idsel_args& a) { a.dim = 4; });
+    refused_similarities(IDSEL_INVALID, "dtype 1", [](idsel_args& a) { a.dtype = IDSEL_FLOAT16; });
+    refused_similarities(IDSEL_INVALID, "cu_seqlens", [](idsel_args& a) { a.cu_seqlens = whole; });
+    refused_similarities(IDSEL_UNSUPPORTED, "CUDA path", [](idsel_args& a) { a.device = IDSEL_CUDA; });
+    refused_similarities(IDSEL_INVALID, "MatrixCoverage takes no similarities", [](idsel_args& a) {
+        a.rule = 7;
+        a.param_count = 0;
+    });
     static const int32_t falling[] = {0, 4, 2};
     check_refused(IDSEL_INVALID, "cu_seqlens", [](idsel_args& a) { a.cu_seqlens = falling; });
 }
@@ -231,6 +296,7 @@ int main() {
     test_batch_mates();
     test_grids();
     test_given();
+    test_similarities();
     test_sort();
     test_concurrent_calls();
     test_refusals();

@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct, the meaning of an argument or what csrc/bindings offers does. */
-#define IDSEL_ABI 10
+#define IDSEL_ABI 11
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -79,6 +79,12 @@ typedef struct idsel_args {
     int64_t features_batch_stride;
     int64_t features_token_stride;
     int64_t features_dim_stride; /* has to be 1 */
+
+    /* CPU: nonzero: `features` are the similarities of the tokens instead, (B, N, N) in float32, with dim = N: c_ij in
+     * row i, taken as symmetric and clamped to [-1, 1], a NaN as -1. The diagonal says what a token is, as the squares
+     * of norms would: not finite, it does not take part; not positive, it has no direction. Not with cu_seqlens, nor
+     * for rules that compare no tokens but read channels. */
+    int32_t features_are_similarities;
 
     const float* importance; /* (B, N) or (T,); NULL: 1 everywhere */
     int64_t importance_batch_stride;
