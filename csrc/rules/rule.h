@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/host_device.h"
 
@@ -114,11 +115,10 @@ struct TokenRule : Rule {
     IDSEL_HD int visible(int picks) const { return picks; }
 };
 
-// Whether a similarity means something else than itself.
+// Whether a similarity means something else than itself: the rule then has a function of its own for it.
 template <class R>
 constexpr bool has_weights() {
-    return static_cast<float (R::*)(float) const>(&R::weight) !=
-           static_cast<float (R::*)(float) const>(&TokenRule::weight);
+    return !std::is_same_v<decltype(&R::weight), decltype(&TokenRule::weight)>;
 }
 
 }  // namespace idsel
