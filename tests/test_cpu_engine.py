@@ -16,7 +16,7 @@ from cases import EXACT_RULES, RULE_CASES
 
 import idsel_kernels as idsel
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule, TopK, _native
-from idsel_kernels.testing import Case, check_selection, clustered, exact, near_duplicates, ragged
+from idsel_kernels.testing import Case, check_selection, clustered, exact, near_duplicates, picture, ragged
 
 cpu = pytest.importorskip("idsel_kernels.engines.cpu")
 pytestmark = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
@@ -187,6 +187,19 @@ def test_picks_do_not_depend_on_the_path(rule: Rule) -> None:
         assert long_stats[0].similarities <= 2 * 300 * 299  # never far beyond the Gram
 
 
+@pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+@pytest.mark.parametrize("dim", [3, 16, 70, 256])
+def test_picks_do_not_depend_on_when_loops_take_turns(rule: Rule, dim: int) -> None:
+    """How many picks are wanted tells when rows take over from laziness, and back: the first ones stay the same."""
+    for importance in ("skewed", "flat"):
+        case = clustered(1, 576, dim, seed=dim, importance=importance)
+        case.features[0, 5], case.features[0, 6, 0], case.importance[0, 7] = 0.0, float("nan"), float("nan")
+        long = run(case, 576, rule)[0]
+        for k in (2, 9, 33, 98, 288):
+            short = run(case, k, rule)[0]
+            assert torch.equal(long.indices[:, :k], short.indices) and torch.equal(long.scores[:, :k], short.scores)
+
+
 def test_all_paths_are_taken() -> None:
     case = clustered(1, 600, 256, importance="skewed")
     flat = clustered(1, 600, 256, importance="flat")
@@ -195,6 +208,9 @@ def test_all_paths_are_taken() -> None:
     with threads(2):
         assert run(case, 8, IDSelection())[1][0].path is cpu.Path.LAZY
         assert run(negative, 8, IDSelection(floor=None))[1][0].path is cpu.Path.LAZY_ROWS
+        # From rows back to laziness, where few tokens can win.
+        (by_turns,) = run(picture(24), 64, MMR())[1]
+        assert by_turns.path is cpu.Path.LAZY_ROWS and 16 < by_turns.lazy_picks < 64
         assert run(flat, 600, IDSelection())[1][0].path is cpu.Path.LAZY_GRAM
         assert run(case, 300, MaxMin())[1][0].path is cpu.Path.GRAM
 
@@ -253,7 +269,7 @@ def test_the_first_pick_by_bounds_needs_few_pairs() -> None:
 
 
 def test_few_picks_need_few_similarities() -> None:
-    case = clustered(1, 576, 64)
+    case = clustered(1, 576, 1024)
     for rule, most in ((IDSelection(), 500), (HardSuppress(), 500), (DPP(), 500), (TopK(), 0), (MMR(), 5000)):
         _, stats = run(case, 16, rule)
         assert stats[0].similarities <= most, rule

@@ -19,7 +19,8 @@ from idsel_kernels.problem import Inputs
 from idsel_kernels.testing import Case, check_selection, clustered, ragged
 
 INF = float("inf")
-ENGINES = [backend for backend in for_shared_tests(None) if backend.id in ("torch", "cpu", "cuda-emulated")]
+# Those that take tensors on the CPU, device code among them.
+ENGINES = [backend for backend in for_shared_tests(None) if backend.device.type == "cpu"]
 EACH_ENGINE = pytest.mark.parametrize(
     "engine", [pytest.param(backend, id=backend.id, marks=backend.marks) for backend in ENGINES], indirect=True
 )
@@ -56,6 +57,8 @@ def some_tokens(case: Case, count: int, seed: int = 0) -> torch.Tensor:
 @EACH_RULE
 @pytest.mark.parametrize("tokens", [40, 300])
 def test_given_its_own_first_picks_a_selection_is_the_same(rule: Rule, engine: str, tokens: int) -> None:
+    if engine == "triton" and tokens > 100:
+        pytest.skip("takes minutes in the interpreter, whose streamed blocks have tests of their own")
     case, k = clustered(2, tokens, 24, seed=tokens), tokens // 2
     plain = pick(case, k, rule, engine)
     for count in (0, 1, 2, 7, k, tokens):

@@ -42,6 +42,13 @@ CALLS: dict[str, dict[str, Any]] = {
         "k": 3,
         "rule": idsel.HardSuppress(threshold=0.9, radius=1),
     },
+    "given": {
+        "features": X,
+        "importance": S,
+        "given": torch.tensor([[3, 1, -1], [8, 0, 4]]),
+        "k": 5,
+        "rule": idsel.DPP(),
+    },
     # All rules but these need importance, which is also what makes a token unselectable.
     "importance-not-needed": {"features": X, "importance": S, "k": 4, "rule": idsel.Coverage()},
     "importance-half": {"features": X, "importance": S.half(), "k": 4, "rule": idsel.MMR()},
@@ -61,7 +68,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 _ARGUMENTS = (
     "cu_seqlens", "text_importance", "importance", "features", "hidden", "mask", "protect", "position_ids", "sizes",
-    "grids", "matrix", "text", "k",
+    "grids", "given", "matrix", "text", "k",
 )  # fmt: skip
 
 

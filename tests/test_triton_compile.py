@@ -41,6 +41,10 @@ OTHER_PATHS = [
     Variant("DPP", tokens=32768, dim=3584, sort=True),  # panels, values in memory
     Variant("MMR", dtype=torch.float16, dim=64, batch=4, ragged=True, mask=True, counts=True),
     Variant("HardSuppress", batch=4, ragged=True, grids=True),
+    Variant("IDSelection", given=8),
+    Variant("Coverage", given=8),
+    Variant("DPP", given=8),
+    Variant("DPP", tokens=32768, dim=3584, given=8),
 ]
 
 

@@ -291,7 +291,7 @@ def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch:
             return lambda *arguments: launched.append((("watched", *grid), len(arguments)))
 
     def run(*arguments: object) -> None:
-        pointers = arguments[9:18]
+        pointers = arguments[9:20]
         assert all(type(pointer) is int for pointer in pointers), "for a tensor the launcher asks the driver"
         launched.append((arguments[:6], len(arguments) - 9))
 
@@ -308,7 +308,7 @@ def test_the_second_call_hands_its_arguments_to_the_compiled_kernel(monkeypatch:
     def call(features: torch.Tensor) -> None:
         plan = launch.make_plan(_problem(idsel.MMR(), batch=2, tokens=100, dim=32, k=(5,)), 90, 2**30)
         importance, empty = torch.rand(2, 100), torch.empty(0)
-        tensors = launch.pointers(features, importance, None, None, None, None, empty, empty, empty, empty)
+        tensors = launch.pointers(features, importance, None, None, None, None, None, empty, empty, empty, empty)
         launch.Launches(plan, features, importance, None)(77, tensors)
 
     features = torch.randn(2, 100, 32)
@@ -387,14 +387,16 @@ def test_a_call_hands_over_the_callers_tensors_and_keeps_its_counters(monkeypatc
     assert (sel.indices.dtype, sel.scores.dtype) == (torch.int64, torch.float32)
     plan, tensors = launched[0]
     assert tensors[0] is features and tensors[1] is importance and tensors[2] is mask
-    names = ("offsets", "counts", "grids", "workspace", "counters", "indices", "scores")
+    names = ("offsets", "counts", "grids", "given", "workspace", "counters", "indices", "scores")
     rest = dict(zip(names, tensors[3:], strict=True))
-    assert rest["offsets"] is rest["grids"] is rest["counters"], "what the kernel does not read still has an address"
+    assert rest["offsets"] is rest["grids"] is rest["given"] is rest["counters"], (
+        "what is not read still has an address"
+    )
     assert rest["counts"].tolist() == [2, 3, 4]
     assert rest["workspace"].numel() == plan.workspace and not rest["counters"].any()
     offsets = torch.tensor([0, 4, 10], dtype=torch.int32)
     idsel.select(features[0], 2, idsel.MMR(), importance[0], cu_seqlens=offsets, backend="triton")
-    assert launched[1][1][7] is rest["counters"] and torch.equal(launched[1][1][3], offsets)
+    assert launched[1][1][8] is rest["counters"] and torch.equal(launched[1][1][3], offsets)
     # Nothing to select: nothing to launch.
     assert (idsel.select(features[:, :0], 2, idsel.MaxMin(), backend="triton").indices == -1).all()
     assert len(launched) == 2

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from backends import INTERPRETED, IS_INTERPRETED, same, set_gram_budget
-from cases import RULE_CASES, SAME_BRANCH
+from cases import EXACT_RULES, RULE_CASES, SAME_BRANCH
 from tolerances import REGRET
 
 import idsel_kernels as idsel
 from idsel_kernels.engines import triton as engine
+from idsel_kernels.problem import Inputs, Problem
 from idsel_kernels.testing import check_selection, clustered, exact, ragged
 
 if IS_INTERPRETED:
@@ -156,6 +157,101 @@ def test_streamed_blocks_give_the_bits_of_registers(
     forget_plans()
     streamed = idsel.select(**case.inputs(), k=10, rule=RULE_CASES[rule], sort=True, backend="triton")
     assert same(streamed, resident)
+
+
+# --- Tokens to begin with ---------------------------------------------------------------------------------------------
+
+
+def _any_tokens(tokens: int, count: int) -> torch.Tensor:
+    """(2, count): different ones of each sample, one of them twice, and places without one."""
+    generator = torch.Generator().manual_seed(count)
+    given = torch.stack([torch.randperm(tokens, generator=generator)[:count] for _ in range(2)])
+    given[:, 2], given[1, 4] = given[:, 0], -1
+    return given
+
+
+@pytest.fixture
+def unread_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where `given` lies on a GPU: nobody on the host has looked whether a token is there, and there once."""
+    monkeypatch.setattr("idsel_kernels.checks.check_values", lambda *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("rule", EXACT_RULES)
+def test_given_tokens_of_exact_input_are_followed_by_the_picks_of_the_formulas(rule: str, unread_values: None) -> None:
+    case, given = exact(2, 33, 16, seed=3), _any_tokens(33, 9)
+    given[0, 6], given[1, 7] = 33, 2**40
+    listed = [[t for t in dict.fromkeys(row.tolist()) if 0 <= t < 33] for row in given]
+    expected_given = torch.tensor([row + [-1] * (9 - len(row)) for row in listed])
+    for k in (4, 20):
+        sel = idsel.select(**case.inputs(), k=k, rule=RULE_CASES[rule], given=given, backend="triton")
+        expected = idsel.testing.oracle(**case.inputs(), k=k, rule=RULE_CASES[rule], given=expected_given)
+        assert torch.equal(sel.indices, expected.indices)
+        assert torch.equal(sel.scores, expected.scores.float())
+
+
+@pytest.mark.every_triton
+@pytest.mark.parametrize("rule", ROW_RULES)
+def test_panels_begin_with_given_tokens(
+    rule: str, panels: None, unread_values: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a panel has rows, whatever their priorities; the next panel again has those that rank highest."""
+    # Fewer dimensions than picks would leave DPP with rounding errors to choose from.
+    case, given = clustered(2, 40, 40, seed=5), _any_tokens(40, 20)
+    call = dict(**case.inputs(), k=26, rule=RULE_CASES[rule], given=given, backend="triton")
+    sel = idsel.select(**call)
+    set_gram_budget(monkeypatch, "triton", 2**30)
+    assert torch.equal(sel.indices, idsel.select(**call).indices)
+    check_selection(sel, **case.inputs(), rule=RULE_CASES[rule], given=given).assert_ok(REGRET)
+
+
+@pytest.mark.parametrize("rule", ROW_RULES)
+def test_a_ragged_batch_begins_with_given_tokens_on_panels_too(rule: str, panels: None, unread_values: None) -> None:
+    case = ragged((5, 33, 0, 16, 17), 12, seed=4)
+    given = torch.tensor([[4, 7, 1], [-1, 32, 20], [0, 0, 0], [3, 3, 15], [17, 2, 16]])
+    sel = idsel.select(**case.inputs(), k=7, rule=RULE_CASES[rule], given=given, backend="triton")
+    check_selection(sel, **case.inputs(), rule=RULE_CASES[rule], given=given).assert_ok(REGRET)
+
+
+@pytest.mark.parametrize(
+    "rule", ["idselection-ties", "mmr", "maxmin-start0", "hardsuppress", "dpp", "coverage", "topk"]
+)
+def test_streamed_blocks_begin_with_given_tokens_with_the_bits_of_registers(
+    rule: str, small_blocks: None, unread_values: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, given = clustered(2, 70, 16, seed=7), _any_tokens(70, 8)
+    call = dict(**case.inputs(), k=14, rule=RULE_CASES[rule], given=given, backend="triton")
+    resident = idsel.select(**call)
+    monkeypatch.setattr(config, "LARGEST_RESIDENT", 8)
+    forget_plans()
+    assert same(idsel.select(**call), resident)
+    assert same(idsel.select(**call, sort=True), _in_order(resident))
+
+
+def _in_order(sel: idsel.Selection) -> idsel.Selection:
+    indices, order = sel.indices.sort(1)
+    return idsel.Selection(indices, sel.scores.gather(1, order))
+
+
+def test_each_launch_of_a_batch_begins_with_its_own_tokens(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = clustered(5, 30, 12, seed=6)
+    given = torch.arange(15).view(5, 3)
+    call = dict(**case.inputs(), k=6, rule=idsel.MMR(), given=given, backend="triton")
+    together = idsel.select(**call)
+    set_gram_budget(monkeypatch, "triton", 2 * 4 * 30 * 60)
+    assert same(idsel.select(**call), together)
+    assert torch.equal(together.indices[:, :3], given)
+
+
+def test_how_many_are_given_compiles_nothing_anew() -> None:
+    """The kernel knows whether there are any."""
+    case = clustered(1, 20, 8)
+
+    def constexprs(count: int) -> dict[str, object]:
+        problem = Problem.of(Inputs(*case, given=torch.zeros((1, count), dtype=torch.int32)), idsel.MMR(), [5], False)
+        return launch.make_plan(problem, 90, 2**30).constexprs
+
+    assert constexprs(1) == constexprs(7)
+    assert constexprs(0) == {**constexprs(1), "HAS_GIVEN": False}
 
 
 # --- Who is chosen ----------------------------------------------------------------------------------------------------

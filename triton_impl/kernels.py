@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .loops import cover_loop, pad, row_loop, sort_picks, start_tokens, take_rest
+from .loops import cover_loop, first_picks, pad, row_loop, sort_picks, start_tokens, take_rest
 from .rules import STATE_CHANNELS, STATE_COVERAGE, encoded
 from .tiles import dots, finish_tile, part_length, place_of, sum_parts
 from .workspace import NO_ROWS, PANEL, WHOLE, padded
@@ -22,12 +22,12 @@ __all__ = ["select_kernel"]
 
 @triton.jit
 def _greedy(
-    features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
-    n, dim, length, parts, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width, whole,
-    p0, p1, p2, p3,
-    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NORMS: tl.constexpr, DOTS: tl.constexpr,
-    SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    features_ptr, importance_ptr, mask_ptr, given_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
+    n, dim, length, parts, count, width, given_count, stride_fn, stride_fd, stride_in, stride_mn,
+    gram_width, scratch_width, whole, p0, p1, p2, p3,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_GIVEN: tl.constexpr, NORMS: tl.constexpr,
+    DOTS: tl.constexpr, SORT: tl.constexpr, WIDEN: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr,
+    RESIDENT: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """All picks of a sample."""
@@ -36,17 +36,22 @@ def _greedy(
         HAS_IMPORTANCE, HAS_MASK, NORMS, RULE, RULE_STATE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     steps = tl.minimum(count, there)
-    picked = tl.full((), 0, dtype=tl.int32)
+    first = tl.full((), 0, dtype=tl.int32)
+    if HAS_GIVEN:
+        first = first_picks(
+            given_ptr, given_count, steps, scratch_ptr, indices_ptr, scores_ptr, n, scratch_width, RULE
+        )  # fmt: skip
+    picked = first
     if RULE_STATE == STATE_COVERAGE or RULE_STATE == STATE_CHANNELS:  # noqa: SIM109 (Triton knows no other way)
         picked = cover_loop(
-            features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, dim, stride_fn, stride_fd,
-            gram_width, scratch_width, p1, RULE, RULE_STATE, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
+            features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, first, steps, n, dim, stride_fn, stride_fd,
+            gram_width, scratch_width, p1, HAS_GIVEN, RULE, RULE_STATE, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
         )  # fmt: skip
     elif DOTS != NO_ROWS:
         picked = row_loop(
             features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
-            steps, n, dim, length, parts, stride_fn, stride_fd, gram_width, scratch_width, whole, p0, p1, p2, p3,
-            DOTS, RULE, RULE_STATE, RESIDENT, PARTS, WIDEN, BLOCK_M, BLOCK_K, BLOCK_N,
+            first, steps, n, dim, length, parts, stride_fn, stride_fd, gram_width, scratch_width, whole,
+            p0, p1, p2, p3, HAS_GIVEN, DOTS, RULE, RULE_STATE, RESIDENT, PARTS, WIDEN, BLOCK_M, BLOCK_K, BLOCK_N,
         )  # fmt: skip
     if picked < steps:
         take_rest(picked, steps, scratch_ptr, indices_ptr, scores_ptr, n, scratch_width, RULE, BLOCK_N)
@@ -60,26 +65,26 @@ def _greedy(
 # no gain is not specialised.
 @triton.jit(
     do_not_specialize=[
-        "stride_ib", "stride_in", "stride_mb", "stride_mn", "tokens", "count", "width", "programs",
-        "first_sample", "counter_stride", "p0", "p1", "p2", "p3",
+        "stride_ib", "stride_in", "stride_mb", "stride_mn", "tokens", "count", "width",
+        "given_count", "programs", "first_sample", "counter_stride", "p0", "p1", "p2", "p3",
     ],
     do_not_specialize_on_alignment=[
-        "importance_ptr", "mask_ptr", "cu_seqlens_ptr", "counts_ptr", "grids_ptr", "counters_ptr",
+        "importance_ptr", "mask_ptr", "cu_seqlens_ptr", "counts_ptr", "grids_ptr", "given_ptr", "counters_ptr",
     ],
 )  # fmt: skip
 def select_kernel(
-    features_ptr, importance_ptr, mask_ptr, cu_seqlens_ptr, counts_ptr, grids_ptr,
+    features_ptr, importance_ptr, mask_ptr, cu_seqlens_ptr, counts_ptr, grids_ptr, given_ptr,
     workspace_ptr, counters_ptr, indices_ptr, scores_ptr,
     stride_fb, stride_fn, stride_fd,
     stride_ib: tl.int64, stride_in: tl.int64, stride_mb: tl.int64, stride_mn: tl.int64,
-    first_sample: tl.int32, tokens: tl.int32, dim, count: tl.int32, width: tl.int32, programs: tl.int32,
-    counter_stride: tl.int32,
+    first_sample: tl.int32, tokens: tl.int32, dim, count: tl.int32, width: tl.int32,
+    given_count: tl.int32, programs: tl.int32, counter_stride: tl.int32,
     gram_width: tl.int64, scratch_width: tl.int64, scratch_offset: tl.int64, sums_offset: tl.int64,
     p0: tl.int64, p1: tl.int64, p2: tl.int64, p3: tl.int64,
     RULE: tl.constexpr, RULE_STATE: tl.constexpr, NORMS: tl.constexpr, DOTS: tl.constexpr, RAGGED: tl.constexpr,
     HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_COUNTS: tl.constexpr, HAS_GRIDS: tl.constexpr,
-    SORT: tl.constexpr, WIDEN: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr,
-    FEW_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_GIVEN: tl.constexpr, SORT: tl.constexpr, WIDEN: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
+    PARTS: tl.constexpr, FEW_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Selects for the samples from `first_sample` on.
@@ -173,9 +178,9 @@ def select_kernel(
         if HAS_GRIDS:  # the width of the sample's own
             p2 = encoded(tl.load(grids_ptr + 2 * sample + 1))
         _greedy(
-            features_ptr, importance_ptr, mask_ptr, gram_ptr, scratch_ptr,
+            features_ptr, importance_ptr, mask_ptr, given_ptr + sample * given_count, gram_ptr, scratch_ptr,
             indices_ptr + sample * width, scores_ptr + sample * width,
-            n, dim, length, parts, count, width, stride_fn, stride_fd, stride_in, stride_mn, gram_width, scratch_width,
-            whole, p0, p1, p2, p3, HAS_IMPORTANCE, HAS_MASK, NORMS, DOTS, SORT, WIDEN, RULE, RULE_STATE, RESIDENT,
-            PARTS, BLOCK_M, BLOCK_K, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
+            n, dim, length, parts, count, width, given_count, stride_fn, stride_fd, stride_in, stride_mn, gram_width,
+            scratch_width, whole, p0, p1, p2, p3, HAS_IMPORTANCE, HAS_MASK, HAS_GIVEN, NORMS, DOTS, SORT, WIDEN, RULE,
+            RULE_STATE, RESIDENT, PARTS, BLOCK_M, BLOCK_K, BLOCK_N, COVER_M, COVER_N, COVER_STRIDE,
         )  # fmt: skip

@@ -153,6 +153,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         "HAS_MASK": problem.has_mask,
         "HAS_COUNTS": len(problem.k) > 1 or problem.has_counts,
         "HAS_GRIDS": problem.has_grids,
+        "HAS_GIVEN": problem.given > 0,
         "SORT": problem.sort,
         # The interpreter multiplies bfloat16 as integers; in float32 the products are the same.
         "WIDEN": INTERPRETED and problem.dtype is torch.bfloat16,
@@ -171,7 +172,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     options = {"num_warps": sizes.num_warps, "num_stages": sizes.tile.num_stages, "enable_fp_fusion": True}
     if sizes.max_registers is not None:
         options["maxnreg"] = sizes.max_registers
-    offsets = (gram_width, scratch_width, gram + sums, gram)
+    sizes_and_offsets = (programs, counter_stride, gram_width, scratch_width, gram + sums, gram)
     return Plan(
         batch=batch,
         samples=samples,
@@ -179,7 +180,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         workspace=gram + sums + arrays * scratch_width,
         counters=samples * counter_stride,
         dots=dots,
-        scalars=(tokens, dim, k_max, k_max, programs, counter_stride, *offsets, *_param_bits(params)),
+        scalars=(tokens, dim, k_max, k_max, problem.given, *sizes_and_offsets, *_param_bits(params)),
         constexprs=constexprs,
         options=options,
     )
@@ -192,6 +193,7 @@ def pointers(
     cu_seqlens: torch.Tensor | None,
     counts: torch.Tensor | None,
     grids: torch.Tensor | None,
+    given: torch.Tensor | None,
     workspace: torch.Tensor,
     counters: torch.Tensor,
     indices: torch.Tensor,
@@ -205,6 +207,7 @@ def pointers(
         cu_seqlens: (B+1,) int32.
         counts: (B,) int32.
         grids: (B, 2) int32.
+        given: (B, M) int32.
         workspace: (Plan.workspace,) float32.
         counters: (Plan.counters,) int32, zeros.
         indices, scores: (B, k) int64 and float32.
@@ -217,6 +220,7 @@ def pointers(
         counters if cu_seqlens is None else cu_seqlens,
         counters if counts is None else counts,
         counters if grids is None else grids,
+        counters if given is None else given,
         workspace,
         counters,
         indices,

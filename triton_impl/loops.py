@@ -15,12 +15,14 @@ from .rules import (
     STATE_COVERAGE,
     STATE_HISTORY,
     absorb,
+    absorbed,
     clamp_importance,
     dpp_component,
     gain_bound,
     gain_priority,
     limit_of,
     order_of,
+    priority_of_given,
     ranked,
     reported,
     reported_without_priority,
@@ -45,7 +47,7 @@ from .workspace import (
     padded,
 )
 
-__all__ = ["cover_loop", "pad", "row_loop", "sort_picks", "start_tokens", "take_rest"]
+__all__ = ["cover_loop", "first_picks", "pad", "row_loop", "sort_picks", "start_tokens", "take_rest"]
 
 # Rows of DPP's history whose loads are in flight together.
 HISTORY_UNROLL = tl.constexpr(8)
@@ -106,6 +108,35 @@ def start_tokens(
     return there
 
 
+@triton.jit
+def first_picks(
+    given_ptr, given_count, most, scratch_ptr, indices_ptr, scores_ptr, n, scratch_width, RULE: tl.constexpr
+):  # fmt: skip
+    """Writes to the outputs the tokens to begin with, at most `most`: those that take part, each once.
+
+    Returns how many. Their scores are what a loop leaves of a token without a priority; loops write theirs over them.
+    """
+    place = tl.full((), 0, dtype=tl.int32)
+    first = tl.full((), 0, dtype=tl.int32)
+    while (place < given_count) & (first < most):
+        token = tl.load(given_ptr + place)
+        inside = (token >= 0) & (token < n)
+        here = scratch_ptr + tl.where(inside, token, 0)
+        standing = tl.load(here + scratch_width * STANDING)
+        # Nobody needs the squared norms any more, and none is negative: -1 marks a token that is listed.
+        squares = tl.load(here + scratch_width * SQUARES, cache_modifier=".cg")
+        is_next = inside & (standing > -INF) & (squares >= 0.0)
+        tl.debug_barrier()
+        # Without branch or mask: the place of a token that is not the next is written again by what follows.
+        tl.store(here + scratch_width * SQUARES, tl.where(is_next, -1.0, squares))
+        tl.store(indices_ptr + first, token.to(tl.int64))
+        tl.store(scores_ptr + first, reported_without_priority(standing, RULE))
+        tl.debug_barrier()
+        first += is_next.to(tl.int32)
+        place += 1
+    return first
+
+
 # --- Rules that need a row of similarities per pick -------------------------------------------------------------------
 
 
@@ -149,11 +180,14 @@ def _after_pick(
 @triton.jit
 def row_loop(
     features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
-    steps, n, dim, length, parts, stride_fn, stride_fd, gram_width, scratch_width, whole, p0, p1, p2, p3,
-    DOTS: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
+    first, steps, n, dim, length, parts, stride_fn, stride_fd, gram_width, scratch_width, whole, p0, p1, p2, p3,
+    HAS_GIVEN: tl.constexpr, DOTS: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
     PARTS: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Picks while tokens have priorities; returns how many. With RESIDENT one block has all tokens, in registers."""
+    """Picks while tokens have priorities, after the `first` that are listed; returns how many it picked in all.
+
+    With RESIDENT one block has all tokens, in registers.
+    """
     tokens, end = tl.arange(0, BLOCK_N), padded(n)
     priority_ptr, state_ptr = scratch_ptr + scratch_width * PRIORITY, scratch_ptr + scratch_width * STATE
     scale_ptr = scratch_ptr + scratch_width * SCALE
@@ -167,22 +201,35 @@ def row_loop(
         values = tl.load(priority_ptr + begin + tokens, mask=begin + tokens < end, other=-INF)
         best, pick = _better_of(best, pick, begin, values)
 
-    limit = limit_of(best, p0, p1, p2, RULE)
+    largest = best
+    limit = limit_of(largest, p0, p1, p2, RULE)
     best = ranked(best, limit)
     if RESIDENT:
         priority = ranked(priority, limit)
 
     rows = tl.full((BLOCK_M,), -1, dtype=tl.int32)
     step = tl.full((), 0, dtype=tl.int32)
-    while (step < steps) & (best > -INF):
+    while (step < steps) & _goes_on(best, step, first, HAS_GIVEN):
+        if HAS_GIVEN:
+            pick = tl.where(step < first, _listed(step, first, indices_ptr), pick)
+            if RESIDENT:
+                priority_there = tl.max(tl.where(tokens == pick, priority, -INF), axis=0)
+            else:
+                priority_there = ranked(tl.load(priority_ptr + pick), limit)
+                tl.debug_barrier()  # which the pick loses below
+            best = tl.where(step < first, priority_of_given(priority_there, largest, RULE), best)
         tl.store(indices_ptr + step, pick.to(tl.int64))
         tl.store(scores_ptr + step, reported(best, RULE))
+        if HAS_GIVEN:
+            best = absorbed(best, RULE)
         row = pick
         if DOTS == PANEL:
             if whole == 0:
                 slots = tl.arange(0, BLOCK_M)
                 if tl.max(tl.where(rows == pick, 1, 0), axis=0) == 0:
                     rows = _panel_rows(scratch_ptr, n, scratch_width, BLOCK_M)
+                    if HAS_GIVEN:  # those that are still listed, whatever their priorities
+                        rows = tl.where(step < first, _listed(step + slots, first, indices_ptr), rows)
                     _fill_panel(
                         rows, features_ptr, gram_ptr, n, dim, length, parts, stride_fn, stride_fd, gram_width,
                         PARTS, WIDEN, BLOCK_M, BLOCK_K,
@@ -220,6 +267,21 @@ def row_loop(
             tl.debug_barrier()  # the next step reads what other threads have written
         step += 1
     return step
+
+
+@triton.jit
+def _goes_on(best, step, first, HAS_GIVEN: tl.constexpr):
+    """Whether there is a token for this step: the best one, or one that is listed."""
+    goes_on = best > -INF
+    if HAS_GIVEN:
+        goes_on = goes_on | (step < first)
+    return goes_on
+
+
+@triton.jit
+def _listed(places, first, indices_ptr):
+    """Tokens that `first_picks` left in the first places, -1 behind them."""
+    return tl.load(indices_ptr + places, mask=places < first, other=-1).to(tl.int32)
 
 
 @triton.jit
@@ -385,12 +447,21 @@ def _candidates(step, scratch_ptr, n, scratch_width, p1, COVER_M: tl.constexpr, 
 
 
 @triton.jit
+def _priority_now(here, scratch_width, p1):
+    """Of the token at `here`, whose gain was summed in this step."""
+    gain, saliency = tl.load(here + scratch_width * GAIN), tl.load(here + scratch_width * STATE)
+    return ranked(gain_priority(gain, saliency, p1), -INF)
+
+
+@triton.jit
 def cover_loop(
-    features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, steps, n, dim, stride_fn, stride_fd, gram_width,
-    scratch_width, p1, RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_N: tl.constexpr,
-    COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
+    features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, first, steps, n, dim, stride_fn, stride_fd,
+    gram_width, scratch_width, p1, HAS_GIVEN: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr,
+    BLOCK_N: tl.constexpr, COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
-    """Coverage while tokens have priorities; returns how many it picked. For channels `gram_ptr` is their cover.
+    """Coverage while tokens have priorities, after the `first` that are listed; returns how many it picked in all.
+
+    For channels `gram_ptr` is their cover.
 
     Gains only fall, so a gain that was summed before later picks bounds the present one. Only tokens whose bound is as
     large as any are summed again, until the best of all has its gain of this step: the picks are those of all gains.
@@ -403,6 +474,11 @@ def cover_loop(
     has_more = n > 0
     while (step < steps) & has_more:
         bounds, candidates = _candidates(step, scratch_ptr, n, scratch_width, p1, COVER_M, COVER_STRIDE)
+        if HAS_GIVEN:  # the one that is listed for this step, as if nothing could be better
+            is_given, lanes = step < first, tl.arange(0, COVER_M)
+            given = _listed(step, first, indices_ptr)
+            candidates = tl.where(is_given & (lanes == given % COVER_M), given, candidates)
+            bounds = tl.where(is_given, tl.where(lanes == given % COVER_M, INF, -INF), bounds)
         best = tl.max(bounds, axis=0)
         has_more = best > -INF
         if has_more:
@@ -410,6 +486,9 @@ def cover_loop(
             stamp = tl.load(scratch_ptr + scratch_width * STAMP + pick)
             tl.debug_barrier()
             if stamp == step.to(tl.float32):
+                if HAS_GIVEN:
+                    best = _priority_now(scratch_ptr + pick, scratch_width, p1)
+                    tl.debug_barrier()
                 tl.store(indices_ptr + step, pick.to(tl.int64))
                 tl.store(scores_ptr + step, reported(best, RULE))
                 tl.store(scratch_ptr + scratch_width * GAIN + pick, float("nan"))

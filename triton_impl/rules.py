@@ -23,6 +23,7 @@ __all__ = [
     "STATE_COVERAGE",
     "STATE_HISTORY",
     "absorb",
+    "absorbed",
     "clamp_importance",
     "dpp_component",
     "encoded",
@@ -30,6 +31,7 @@ __all__ = [
     "gain_priority",
     "limit_of",
     "order_of",
+    "priority_of_given",
     "ranked",
     "reported",
     "reported_without_priority",
@@ -108,6 +110,23 @@ def reported_without_priority(standing, RULE: tl.constexpr):
         return tl.where(standing == 0.0, 0.0, standing)
     else:
         return tl.full(standing.shape, -INF, dtype=tl.float32)
+
+
+@triton.jit
+def priority_of_given(priority, largest, RULE: tl.constexpr):
+    """The priority of a token that is given, not chosen, from the largest before the first pick.
+
+    Before MaxMin's given start only that one has a priority, or all where it cannot be picked.
+    """
+    if RULE == MAX_MIN:
+        priority = tl.where((priority >= ABOVE_ALL_DISTANCES) & (priority < largest), -INF, priority)
+    return priority
+
+
+@triton.jit
+def absorbed(score, RULE: tl.constexpr):
+    """What counts as the priority of a pick that was given: one without a priority takes none off others."""
+    return tl.where(score > -INF, score, INF if RULE == DPP else 0.0)  # DPP divides by it
 
 
 @triton.jit

@@ -67,12 +67,13 @@ class Variant(NamedTuple):
     mask: bool = False
     counts: bool = False
     grids: bool = False
+    given: int = 0
     sort: bool = False
     budget_bytes: int = 2**30
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        flags = [name for name in ("ragged", "mask", "counts", "grids", "sort") if getattr(self, name)]
+        flags = [name for name in ("ragged", "mask", "counts", "grids", "given", "sort") if getattr(self, name)]
         return "-".join([self.rule, dtype, f"N{self.tokens}", f"D{self.dim}", *flags])
 
 
@@ -119,7 +120,7 @@ def plan_of(variant: Variant, target: str) -> launch.Plan:
     problem = Problem(
         rule=rules.RULES[variant.rule](), k=counts, batch=variant.batch, tokens=variant.tokens, dim=variant.dim,
         dtype=variant.dtype, device=torch.device("cuda", 0), ragged=variant.ragged, has_importance=True,
-        has_mask=variant.mask, has_grids=variant.grids, sort=variant.sort,
+        has_mask=variant.mask, has_grids=variant.grids, given=variant.given, sort=variant.sort,
     )  # fmt: skip
     return launch.make_plan(problem, int(arch) if backend == "cuda" else 0, variant.budget_bytes)
 
@@ -140,6 +141,7 @@ def compiled(variant: Variant, plan: launch.Plan) -> Any:
         cu_seqlens=empty(variant.batch + 1, dtype=torch.int32) if variant.ragged else None,
         counts=empty(variant.batch, dtype=torch.int32) if variant.counts else None,
         grids=empty(variant.batch, 2, dtype=torch.int32) if variant.grids else None,
+        given=empty(variant.batch, variant.given, dtype=torch.int32) if variant.given else None,
         workspace=empty(plan.workspace),
         counters=empty(plan.counters, dtype=torch.int32),
         indices=empty(variant.batch, variant.k, dtype=torch.int64),

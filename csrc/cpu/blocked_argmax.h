@@ -32,13 +32,17 @@ class BlockedArgmax {
     // The keys of a block, for their owner to set, and the largest of them.
     static constexpr size_t kBlock = 64;
     float* keys(int64_t block) { return &keys_[static_cast<size_t>(block) * kBlock]; }
+    int64_t blocks() const { return static_cast<int64_t>(largest_.size()); }
+    float largest(int64_t block) const { return largest_[static_cast<size_t>(block)]; }
     void set_largest(int64_t block, float key) { largest_[static_cast<size_t>(block)] = key; }
 
     float key(int64_t token) const { return keys_[static_cast<size_t>(token)]; }
 
+    int64_t top_block() const { return static_cast<int64_t>(first_largest(largest_.data(), largest_.size())); }
+
     // The lowest token among those of the largest key.
     int64_t top() const {
-        const size_t block = first_largest(largest_.data(), largest_.size());
+        const auto block = static_cast<size_t>(top_block());
         return static_cast<int64_t>(block * kBlock + first_largest(&keys_[block * kBlock], kBlock));
     }
 

@@ -10,15 +10,18 @@ namespace idsel::cpu {
 // only for speed: every path picks the same tokens.
 struct Costs {
     // One similarity on demand, a few of a token from one reading of its features, and the rule.
-    static double on_demand(int64_t dim) { return 20.0 + 0.08 * static_cast<double>(dim); }
+    static double on_demand(int64_t dim) { return 8.0 + 0.028 * static_cast<double>(dim); }
     // What goes with it and no other thread can take over: finding the token, and its new place.
-    static constexpr double kSearch = 30.0;
+    static constexpr double kSearch = 8.0;
     // One similarity of a row that all tokens absorb one after the other.
-    static double row(int64_t dim) { return 1.2 + 0.04 * static_cast<double>(dim); }
+    static double row(int64_t dim) { return 1.3 + 0.04 * static_cast<double>(dim); }
     // The same where it is looked up.
     static constexpr double kStep = 0.7;
+    // What histories add to either.
+    static constexpr double kHistory = 20.0;
+    static constexpr double kHistoryInRow = 3.0;
     // One of the n * (n - 1) / 2 similarities of a Gram.
-    static double gram(int64_t dim) { return 8.0 + 0.042 * static_cast<double>(dim); }
+    static double gram(int64_t dim) { return 3.5 + 0.0135 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
     static constexpr double kCompare = 2.0;
 };
@@ -26,13 +29,17 @@ struct Costs {
 // What the lazy loop counts, and what it concludes.
 class CostModel {
   public:
-    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits)
-        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits) {}
+    // `history`: whether tokens keep numbers of all picks, and meet a pick by a product of those, too.
+    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, bool history = false)
+        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits), history_(history ? 1 : 0) {}
 
     // Of a row that all tokens absorb, and of as many evaluations one by one.
-    double row_cost(bool has_gram) const { return n_ * (has_gram ? Costs::kStep : Costs::row(dim_) / threads_); }
+    double row_cost(bool has_gram) const {
+        return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_ * Costs::kHistoryInRow) / threads_;
+    }
     double lazy_cost(double evaluations, bool has_gram) const {
-        return evaluations * (Costs::kSearch + (has_gram ? Costs::kStep : Costs::on_demand(dim_) / threads_));
+        const double each = (has_gram ? Costs::kStep : Costs::on_demand(dim_)) + history_ * Costs::kHistory;
+        return evaluations * (Costs::kSearch + each / threads_);
     }
     bool exceeds_row(double evaluations, bool has_gram) const {
         return lazy_cost(evaluations, has_gram) > row_cost(has_gram);
@@ -50,7 +57,7 @@ class CostModel {
     }
 
     // Whether a similarity takes so much longer than finding its token that reading several together saves time.
-    static bool reading_dominates(int64_t dim) { return Costs::on_demand(dim) > 4 * Costs::kSearch; }
+    static bool reading_dominates(int64_t dim) { return Costs::on_demand(dim) > 5.5 * Costs::kSearch; }
 
     // Whether computing `dots` similarities on demand should be shared out among threads. Starting them takes a tenth
     // of a millisecond; and right after an operation of torch's, whose own threads go on looking for work for a while,
@@ -77,15 +84,15 @@ class CostModel {
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
     // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {
-        const double pick = n_ / 2 * (Costs::kSearch + Costs::on_demand(dim_) / threads_);
-        return gram_fits_ && nearest_cost() / threads_ + picks * pick > gram_cost() + picks * n_ / 2 * Costs::kStep;
+        const double pick = std::min(lazy_cost(n_ / 2, false), row_cost(false));
+        return gram_fits_ && nearest_cost() / threads_ + picks * pick > gram_cost() + picks * row_cost(true);
     }
     // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
     // that follow, too: right after an operation of torch's that costs more than it saves, unless there is much to do.
     bool sharing_nearest_pays() const { return nearest_cost() > 16 * kAlone; }
 
   private:
-    static constexpr double kAlone = 2e6;
+    static constexpr double kAlone = 1e6;
 
     // Of one thread. By experience bounds leave two fifths of the pairs.
     double nearest_cost() const { return 0.4 * n_ * n_ / 2 * (Costs::gram(dim_) + Costs::kCompare); }
@@ -94,6 +101,7 @@ class CostModel {
     int64_t dim_;
     int threads_;
     bool gram_fits_;
+    double history_;
     int64_t picks_ = 0;
     double rate_ = 0;
     double alone_ = 0;

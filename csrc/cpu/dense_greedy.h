@@ -39,6 +39,7 @@ template <class Model>
 void dense_greedy(Model& model, Run& run) {
     std::vector<uint8_t> eligible(static_cast<size_t>(run.sample.n));
     settle_who_competes(model, run, eligible);
+    if (!run.similarity.has_gram()) run.path = IDSEL_PATH_LAZY_ROWS;
     Advance<Model> advance(model, run);
     std::vector<int64_t> tokens;
     while (!run.done()) {

@@ -56,7 +56,7 @@ void GramRows::finish(const Tile& tile, const std::vector<int64_t>& tokens) {
     for (int64_t i = tile.i; i < tile.i_end; ++i) {
         const int64_t token = tokens[static_cast<size_t>(i - n_)];
         float* row = computed_.get() + (i - n_) * n_;
-        for (int64_t j = tile.j; j < tile.j_end; ++j) row[j] = similarity_.of_dot(row[j], token, j);
+        similarity_.of_dots(token, tile.j, tile.j_end, row + tile.j);
         if (tile.j <= token && token < tile.j_end) row[token] = similarity_.nonzero(token) ? 1.0f : 0.0f;
     }
 }

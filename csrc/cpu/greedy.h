@@ -20,6 +20,7 @@
 //   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
 //   int64_t missing(j)      picks that j has not absorbed and could
+//   bool kHistory           whether tokens keep numbers of all picks
 //   bool kRows              whether tokens may absorb a pick one after the other, by a row of similarities. If so:
 // clang-format on
 #pragma once
@@ -42,7 +43,7 @@ namespace idsel::cpu {
 //   float limit()           a priority at or below it is none
 //   float absorb(p, block, c)  tokens that have absorbed all picks before p, but perhaps more, absorb it: c are their
 //                           similarities to it. Sets their keys, and returns the largest. Safe in parallel
-//   void all_absorbed(picks)  every token has absorbed so many
+//   void set_progress(begin, end, picks)  each of these tokens has absorbed so many, or was ahead of them
 struct Block {
     static constexpr int64_t kMost = 64;
 
@@ -88,9 +89,9 @@ struct Run {
     int32_t path = IDSEL_PATH_LAZY;
 };
 
-inline CostModel cost_model(const Run& run) {
+inline CostModel cost_model(const Run& run, bool history = false) {
     const Similarity& similarity = run.similarity;
-    return {run.sample.n, run.sample.dim, similarity.pool().threads(), similarity.gram_fits_budget()};
+    return {run.sample.n, run.sample.dim, similarity.pool().threads(), similarity.gram_fits_budget(), history};
 }
 
 // The rest: those without a priority by importance, then those that do not take part by index.

@@ -61,6 +61,7 @@ class HistoryModel {
 
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
 
+    static constexpr bool kHistory = true;
     static constexpr bool kRows = true;
     int64_t visible() const { return picked(); }
     int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }
@@ -90,7 +91,12 @@ class HistoryModel {
         }
         return best;
     }
-    void all_absorbed(int64_t picks) { std::fill(seen_.begin(), seen_.end(), static_cast<int32_t>(picks)); }
+    void set_progress(int64_t begin, int64_t end, int64_t picks) {
+        for (int64_t j = begin; j < end; ++j) {
+            int32_t& seen = seen_[static_cast<size_t>(j)];
+            seen = std::max(seen, static_cast<int32_t>(picks));
+        }
+    }
 
   private:
     float& d(int64_t j) { return d_[static_cast<size_t>(j)]; }

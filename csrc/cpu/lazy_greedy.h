@@ -20,7 +20,7 @@ class LazyLoop {
           run_(run),
           advance_(model, run),
           argmax_(run.sample.n),
-          cost_model_(cost_model(run)),
+          cost_model_(cost_model(run, Model::kHistory)),
           few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1),
           counted_(run.similarity.dots()) {}
 

@@ -143,8 +143,9 @@ class NearestSearch {
     // Its dot products with columns become similarities.
     void finish_row(int64_t row, const int64_t* columns, int64_t count, float* c) {
         float largest = kNone;
+        run_.similarity.of_dots(row, columns, count, c);
         for (int64_t j = 0; j < count; ++j) {
-            c[j] = columns[j] == row ? kNone : run_.similarity.of_dot(c[j], row, columns[j]);
+            c[j] = columns[j] == row ? kNone : c[j];
             largest = c[j] > largest ? c[j] : largest;
         }
         raise(row, largest);

@@ -1,5 +1,5 @@
-// Every pick by one row of similarities to it, which all tokens absorb one after the other, without a look at which
-// of them could be left out. docs/cpu_engine.md says when.
+// Picks by rows: a block of tokens after another absorbs the picks, without a look at which of its tokens could be
+// left out. docs/cpu_engine.md says when.
 #pragma once
 
 #include <algorithm>
@@ -15,47 +15,81 @@ namespace idsel::cpu {
 template <class Model>
 class RowLoop {
   public:
-    RowLoop(Model& model, Run& run) : model_(model), run_(run), argmax_(run.sample.n), cost_model_(cost_model(run)) {}
+    RowLoop(Model& model, Run& run)
+        : model_(model),
+          run_(run),
+          argmax_(run.sample.n),
+          cost_model_(cost_model(run, Model::kHistory)),
+          absorbed_(argmax_.blocks()) {}
 
     // True when no more can be picked by priority, false when the lazy loop had better go on.
     bool pick_all() {
         begin();
+        const bool finished = pick_many();
+        count_similarities();
+        return finished;
+    }
+
+  private:
+    static constexpr double kOvershoot = 2.0;  // the lazy loop looks at more tokens than it has to
+
+    bool pick_many() {
         while (!run_.done()) {
-            absorb_visible();
-            if (before_.empty()) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
-            const int64_t given = run_.given(), token = given >= 0 ? given : argmax_.top();
+            if (model_.due()) {
+                model_.begin();
+                set_keys();
+            }
+            const int64_t given = run_.given(), token = given >= 0 ? up_to_date(given) : best();
             const float key = argmax_.key(token);
             if (key == kNoKey && given < 0) return true;
             take(token, key);
-            if (++window_ == run_.survey && model_.lazy() && begins_window(key)) {
-                model_.all_absorbed(absorbed_);
+            if (before_.empty()) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
+            if (++window_ == run_.survey && model_.lazy() && laziness_pays(key)) {
+                for (int64_t b = 0; b < argmax_.blocks(); ++b) model_.set_progress(begin_of(b), end_of(b), absorbed(b));
                 return false;
             }
         }
         return true;
     }
 
-  private:
-    static constexpr double kOvershoot = 2.0;  // the lazy loop looks at more tokens than it has to
+    int64_t begin_of(int64_t block) const { return block * Block::kMost; }
+    int64_t end_of(int64_t block) const { return std::min(begin_of(block) + Block::kMost, run_.sample.n); }
+    int64_t& absorbed(int64_t block) { return absorbed_[static_cast<size_t>(block)]; }
+    float& limit(int64_t token) { return limit_[static_cast<size_t>(token)]; }
 
     void begin() {
         Similarity& similarity = run_.similarity;
         similarity.know_all_norms(cost_model_.sharing_row_pays(similarity.pool().started()));
-        const int64_t n = run_.sample.n;
-        limit_.assign(static_cast<size_t>(n), std::numeric_limits<float>::infinity());
-        for (int64_t j = 0; j < n; ++j) {
+        limit_.assign(static_cast<size_t>(run_.sample.n), std::numeric_limits<float>::infinity());
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
             if (run_.competes(j) && !similarity.finite(j)) run_.demote(j);
-            const bool open = run_.competes(j) && model_.eligible(j);
-            if (open) limit_[static_cast<size_t>(j)] = model_.limit();
-            argmax_.set(j, open ? model_.key(j) : kNoKey);
-            if (run_.competes(j)) absorbed_ = std::min(absorbed_, model_.progress(j));
+            if (run_.competes(j) && model_.eligible(j)) limit(j) = model_.limit();
+        }
+        for (int64_t b = 0; b < argmax_.blocks(); ++b) absorbed(b) = least_progress(b);
+        began_at_ = absorbed_;
+        set_keys();
+        choose_source();
+    }
+
+    int64_t least_progress(int64_t block) const {
+        int64_t least = model_.visible();
+        for (int64_t j = begin_of(block); j < end_of(block); ++j) {
+            if (run_.competes(j)) least = std::min(least, model_.progress(j));
+        }
+        return least;
+    }
+
+    void set_keys() {
+        for (int64_t j = 0; j < run_.sample.n; ++j) {
+            argmax_.set(j, limit(j) < std::numeric_limits<float>::infinity() ? model_.key(j) : kNoKey);
         }
         argmax_.refresh();
-        if (!similarity.has_gram() &&
-            cost_model_.gram_beats_rows(static_cast<double>(run_.remaining() + behind(model_, run_)))) {
-            similarity.make_gram();
-        }
-        if (!similarity.has_gram()) {
+    }
+
+    void choose_source() {
+        const auto rows = static_cast<double>(run_.remaining() + behind(model_, run_));
+        if (!run_.similarity.has_gram() && cost_model_.gram_beats_rows(rows)) run_.similarity.make_gram();
+        if (!run_.similarity.has_gram()) {
             run_.path = IDSEL_PATH_LAZY_ROWS;
         } else if (run_.path != IDSEL_PATH_GRAM) {
             run_.path = IDSEL_PATH_LAZY_GRAM;
@@ -64,7 +98,7 @@ class RowLoop {
 
     void take(int64_t token, float key) {
         run_.take(token, key);
-        limit_[static_cast<size_t>(token)] = std::numeric_limits<float>::infinity();
+        limit(token) = std::numeric_limits<float>::infinity();
         argmax_.update(token, kNoKey);
         if (!run_.done()) model_.take({token, key});
     }
@@ -72,7 +106,7 @@ class RowLoop {
     // Looks back on a window of picks: whether they could have been found among few tokens, those whose priority before
     // exceeds that of the latest. The next window is twice as long, because what is left out of one may come up in the
     // next and has to absorb all of it then.
-    bool begins_window(float key) {
+    bool laziness_pays(float key) {
         const auto rivals = std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; });
         const bool has_gram = run_.similarity.has_gram();
         before_.clear();
@@ -82,38 +116,63 @@ class RowLoop {
                cost_model_.row_cost(has_gram);
     }
 
-    // Picks that a token has not absorbed.
-    void absorb_visible() {
-        if (model_.due()) model_.begin();
-        for (absorbed_ = std::min(absorbed_, model_.visible()); absorbed_ < model_.visible(); ++absorbed_)
-            absorb(absorbed_);
+    // What blocks have absorbed here, but for picks among themselves.
+    void count_similarities() {
+        int64_t dots = 0;
+        for (int64_t b = 0; b < argmax_.blocks(); ++b) dots += picks_here(b) * (end_of(b) - begin_of(b));
+        for (int64_t p = 0; p < model_.visible(); ++p) {
+            const auto own = static_cast<size_t>(model_.pick(p) / Block::kMost);
+            dots -= began_at_[own] <= p && p < absorbed_[own] ? 1 : 0;
+        }
+        run_.similarity.count_dots(dots);
+    }
+    int64_t picks_here(int64_t block) { return absorbed(block) - began_at_[static_cast<size_t>(block)]; }
+
+    int64_t up_to_date(int64_t token) {
+        catch_up(token / Block::kMost);
+        return token;
     }
 
-    void absorb(int64_t p) {
-        const int64_t n = run_.sample.n, blocks = (n + Block::kMost - 1) / Block::kMost, pick = model_.pick(p);
+    // The token of the next pick: blocks whose bound is below a priority that is exact are left behind, as long as no
+    // pick may raise any. What they then have to absorb of several picks they read once.
+    int64_t best() {
+        const int64_t first = argmax_.top_block();
+        catch_up(first);
+        const bool bounded = model_.lazy();
+        const float of_first = argmax_.largest(first);
         const bool shared = cost_model_.sharing_row_pays(run_.similarity.pool().started());
+        const int64_t blocks = argmax_.blocks();
         const int64_t grain = shared ? std::max<int64_t>(1, blocks / (2 * run_.similarity.pool().threads())) : blocks;
-        run_.similarity.pool().parallel_for(blocks, grain, [&](int64_t first, int64_t last) {
-            float c[Block::kMost];
-            for (int64_t b = first; b < last; ++b) {
-                const int64_t begin = b * Block::kMost, end = std::min(begin + Block::kMost, n);
-                run_.similarity.row(pick, begin, end, c);
-                const float best =
-                    model_.absorb(p, {begin, end, &limit_[static_cast<size_t>(begin)], argmax_.keys(b)}, c);
-                argmax_.set_largest(b, best);
+        run_.similarity.pool().parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
+            float exact = of_first;
+            for (int64_t b = begin; b < end; ++b) {
+                if (bounded && argmax_.largest(b) < exact) continue;
+                catch_up(b);
+                exact = std::max(exact, argmax_.largest(b));
             }
         });
-        run_.similarity.count_dots(n - 1);
+        return argmax_.top();
+    }
+
+    void catch_up(int64_t block) {
+        const int64_t begin = begin_of(block), end = end_of(block);
+        float c[Block::kMost];
+        for (int64_t& p = absorbed(block); p < model_.visible(); ++p) {
+            run_.similarity.row(model_.pick(p), begin, end, c);
+            const Block tokens{begin, end, &limit(begin), argmax_.keys(block)};
+            argmax_.set_largest(block, model_.absorb(p, tokens, c));
+        }
     }
 
     Model& model_;
     Run& run_;
-    BlockedArgmax argmax_;
+    BlockedArgmax argmax_;  // of bounds, in blocks that are behind
     CostModel cost_model_;
-    std::vector<float> limit_;   // (n,) a priority at or below it is none; +inf for a token that cannot be picked
-    std::vector<float> before_;  // (n,) keys when the window began
-    int64_t window_ = 0;         // picks since
-    int64_t absorbed_ = std::numeric_limits<int64_t>::max();  // picks that every token has absorbed
+    std::vector<int64_t> absorbed_;  // (blocks,) picks that all of its tokens have absorbed
+    std::vector<int64_t> began_at_;  // (blocks,) how many of them before this loop
+    std::vector<float> limit_;       // (n,) a priority at or below it is none; +inf for a token that cannot be picked
+    std::vector<float> before_;      // (n,) keys when the window began
+    int64_t window_ = 0;             // picks since
 };
 
 }  // namespace idsel::cpu

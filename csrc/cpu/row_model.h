@@ -74,6 +74,7 @@ class RowModel {
 
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
+    static constexpr bool kHistory = false;
     static constexpr bool kRows = Rule::kNeedsSimilarities;
     int64_t visible() const { return rule_.visible(static_cast<int>(picks_.size())); }
     int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }
@@ -87,7 +88,12 @@ class RowModel {
             run_.similarity.kernels().absorb[Rule::kId](&rule_, step, picks_[static_cast<size_t>(p)].priority);
         return rule_.has_grid() ? suppress_by_place(p, block) : best;
     }
-    void all_absorbed(int64_t picks) { std::fill(seen_.begin(), seen_.end(), static_cast<int32_t>(picks)); }
+    void set_progress(int64_t begin, int64_t end, int64_t picks) {
+        for (int64_t j = begin; j < end; ++j) {
+            int32_t& seen = seen_[static_cast<size_t>(j)];
+            seen = std::max(seen, static_cast<int32_t>(picks));
+        }
+    }
 
   private:
     // Those near a pick, once they have absorbed it. Returns the largest key.

@@ -39,7 +39,6 @@ void Similarity::know_norms(const std::vector<int64_t>& tokens) {
 
 void Similarity::know_all_norms(bool shared) {
     if (std::count(norms_.begin(), norms_.end(), kUnknown) == 0) return;
-    constexpr int64_t kTogether = 64;
     const int64_t parts = shared ? 2 * pool_.threads() : 1;
     const int64_t grain = (sample_.n / parts / kTogether + 1) * kTogether;
     pool_.parallel_for(sample_.n, grain, [&](int64_t begin, int64_t end) {
@@ -59,7 +58,8 @@ std::vector<int64_t> Similarity::all_tokens() const {
 }
 
 float Similarity::compute(int64_t i, int64_t j) const {
-    return of_dot(kernels_.dot[sample_.dtype](sample_.row(i), sample_.row(j), sample_.dim), i, j);
+    const float dot = kernels_.dot[sample_.dtype](sample_.row(i), sample_.row(j), sample_.dim);
+    return cosine(dot, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
 }
 
 void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* others, int64_t other_count, float* c) {
@@ -93,7 +93,7 @@ void Similarity::row(int64_t i, int64_t begin, int64_t end, float* c) const {
         return;
     }
     kernels_.row[sample_.dtype](sample_.row(begin), sample_.row_bytes, end - begin, sample_.row(i), sample_.dim, c);
-    kernels_.cosines(&scale_[static_cast<size_t>(begin)], scale_[static_cast<size_t>(i)], end - begin, c);
+    of_dots(i, begin, end, c);
 }
 
 bool Similarity::gram_fits_budget() const {
@@ -108,10 +108,12 @@ void Similarity::make_gram() {
     std::unique_ptr<float[]> gram(new float[static_cast<size_t>(n * n)]);
     TiledDots(sample_, kernels_, pool_, n).compute(all_tokens(), lower_tiles(n), gram.get(), n, [&](const Tile& tile) {
         for (int64_t i = tile.i; i < tile.i_end; ++i) {
-            for (int64_t j = tile.j; j < std::min(tile.j_end, i); ++j) {
-                float& value = gram[static_cast<size_t>(i * n + j)];
-                value = of_dot(value, i, j);
-                gram[static_cast<size_t>(j * n + i)] = value;
+            const int64_t end = std::min(tile.j_end, i);
+            if (tile.j < end) of_dots(i, tile.j, end, &gram[static_cast<size_t>(i * n + tile.j)]);
+        }
+        for (int64_t j = tile.j; j < tile.j_end; ++j) {
+            for (int64_t i = std::max(tile.i, j + 1); i < tile.i_end; ++i) {
+                gram[static_cast<size_t>(j * n + i)] = gram[static_cast<size_t>(i * n + j)];
             }
         }
     });

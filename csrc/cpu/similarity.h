@@ -27,9 +27,17 @@ class Similarity {
     // counts that. Safe in parallel.
     float operator()(int64_t i, int64_t j) const { return gram_ ? gram_[i * sample_.n + j] : compute(i, j); }
 
-    // The same from their dot product.
-    float of_dot(float dot, int64_t i, int64_t j) const {
-        return cosine(dot, scale_[static_cast<size_t>(i)], scale_[static_cast<size_t>(j)]);
+    // The same from dot products: of token i with tokens [begin, end), or with some others.
+    void of_dots(int64_t i, int64_t begin, int64_t end, float* c) const {
+        kernels_.cosines(&scale_[static_cast<size_t>(begin)], scale_[static_cast<size_t>(i)], end - begin, c);
+    }
+    void of_dots(int64_t i, const int64_t* others, int64_t count, float* c) const {
+        double scales[kTogether];
+        for (; count > 0; count -= kTogether, others += kTogether, c += kTogether) {
+            const int64_t now = std::min(count, kTogether);
+            for (int64_t j = 0; j < now; ++j) scales[j] = scale_[static_cast<size_t>(others[j])];
+            kernels_.cosines(scales, scale_[static_cast<size_t>(i)], now, c);
+        }
     }
 
     // c[i * kDotsStride + j] of tokens[i] with others[j], at most kDotsRows of either, which are as above except that
@@ -63,6 +71,9 @@ class Similarity {
     const Sample& sample() const { return sample_; }
 
   private:
+    static constexpr int64_t kTogether =
+        64;  // tokens, where what is between two steps should stay in the nearest cache
+
     enum Norm : uint8_t { kUnknown, kPositive, kZero, kNotFinite };
 
     Norm norm(int64_t token) {

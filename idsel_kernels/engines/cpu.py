@@ -72,7 +72,7 @@ def record_stats() -> Iterator[list[list[Stats]]]:
         >>> with cpu.record_stats() as calls:
         ...     _ = idsel.maxmin_select(torch.eye(3), 2, start=0, backend="cpu")
         >>> calls[0][0].path.name
-        'LAZY'
+        'LAZY_ROWS'
     """
     calls: list[list[Stats]] = []
     token = _stats.set(calls)

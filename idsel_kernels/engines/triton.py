@@ -159,11 +159,11 @@ class _Launcher:
             cu_seqlens = in_int32(cu_seqlens)
         if grids is not None:
             grids = in_int32(grids)
+        if given is not None:
+            given = in_int32(given)
         counts = own_counts if counts is None else in_int32(counts, 0, self.width)
-        self.launch(
-            stream,
-            self.pointers(features, importance, mask, cu_seqlens, counts, grids, workspace, counters, indices, scores),
-        )
+        tensors = features, importance, mask, cu_seqlens, counts, grids, given
+        self.launch(stream, self.pointers(*tensors, workspace, counters, indices, scores))
         return out
 
     def _fresh(self, stream: int, is_gpu: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:

@@ -1,4 +1,5 @@
 // Every instruction set computes the same bits; the portable code at least nearly.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -85,6 +86,115 @@ void compare_dots(const Kernels& a, const Kernels& b, bool exactly) {
     }
 }
 
+// Rows one after the other must have the bits of one at a time, wherever they begin.
+void check_rows(const Kernels& k) {
+    Random random(4);
+    for (int dtype = 0; dtype < 3; ++dtype) {
+        for (int64_t dim : kDims) {
+            const int64_t rows = 21, bytes = (dim + 1) * (dtype == 0 ? 4 : 2);
+            const auto data = random_row(random, dtype, rows * (dim + 1)), with = random_row(random, dtype, dim);
+            const unsigned char* first = data.data() + (dtype == 0 ? 4 : 2);
+            for (int64_t count : {int64_t{1}, int64_t{8}, rows - 1}) {
+                float found[21], squares[21];
+                k.row[dtype](first, bytes, count, with.data(), dim, found);
+                k.squares[dtype](first, bytes, count, dim, squares);
+                for (int64_t i = 0; i < count; ++i) {
+                    const unsigned char* row = first + i * bytes;
+                    CHECK(same_bits(found[i], k.dot[dtype](row, with.data(), dim)));
+                    CHECK(same_bits(squares[i], k.dot[dtype](row, row, dim)));
+                }
+            }
+        }
+    }
+}
+
+// What some tokens make of a pick.
+struct Absorbed {
+    std::vector<float> state, key, component;
+    float best;
+};
+
+constexpr int64_t kSomeTokens = 37;
+
+std::vector<float> some_numbers(Random& random, float from, float to) {
+    std::vector<float> numbers(kSomeTokens);
+    for (float& number : numbers) number = from + (to - from) * static_cast<float>(random.below(1 << 20)) / (1 << 20);
+    return numbers;
+}
+
+// The same input for every instruction set.
+template <class Absorb>
+Absorbed absorbed(const Absorb& absorb) {
+    Random random(5);
+    Absorbed result{some_numbers(random, 0, 1), std::vector<float>(kSomeTokens), std::vector<float>(kSomeTokens), 0};
+    const auto c = some_numbers(random, -1, 1), importance = some_numbers(random, -1, 2);
+    const auto overlap = some_numbers(random, -1, 1);
+    std::vector<float> limit(kSomeTokens, -std::numeric_limits<float>::infinity());
+    std::vector<int32_t> seen(kSomeTokens, 3);
+    for (size_t j = 0; j < kSomeTokens; j += 5) limit[j] = std::numeric_limits<float>::infinity();
+    for (size_t j = 0; j < kSomeTokens; j += 7) seen[j] = 4;
+    idsel::cpu::HistoryStep step{};
+    step.count = kSomeTokens;
+    step.pick = 3;
+    step.seen = seen.data();
+    step.c = c.data();
+    step.importance = importance.data();
+    step.limit = limit.data();
+    step.state = result.state.data();
+    step.key = result.key.data();
+    step.overlap = overlap.data();
+    step.pick_quality = 0.7f;
+    step.component = result.component.data();
+    const auto before = result.state;
+    result.best = absorb(step);
+    for (size_t j = 0; j < kSomeTokens; j += 7) CHECK(result.state[j] == before[j]);  // had absorbed it
+    for (size_t j = 0; j < kSomeTokens; j += 5) CHECK(result.key[j] == -std::numeric_limits<float>::infinity());
+    CHECK(result.best == *std::max_element(result.key.begin(), result.key.end()));
+    return result;
+}
+
+template <class Rule>
+void compare_absorb(const Kernels& a, const Kernels& b) {
+    if constexpr (Rule::kState == idsel::State::kToken && Rule::kNeedsSimilarities) {
+        const double params[8] = {0.5, 0.25, 0, 0, 0, 0, 0, 0};
+        const Rule rule = Rule::from_params(params);
+        const auto first = absorbed([&](const auto& step) { return a.absorb[Rule::kId](&rule, step, 0.6f); });
+        const auto second = absorbed([&](const auto& step) { return b.absorb[Rule::kId](&rule, step, 0.6f); });
+        CHECK(first.state == second.state && first.key == second.key && first.best == second.best);
+        CHECK((a.weigh[Rule::kId] == nullptr) == (Rule::kId != idsel::IDSelection::kId));
+        if (a.weigh[Rule::kId] != nullptr) {
+            Random random(6);
+            auto here = some_numbers(random, -1, 1), there = here;
+            const auto c = here;
+            a.weigh[Rule::kId](&rule, kSomeTokens, here.data());
+            b.weigh[Rule::kId](&rule, kSomeTokens, there.data());
+            CHECK(here == there);
+            for (size_t j = 0; j < kSomeTokens; ++j) CHECK(here[j] == rule.weight(c[j]));
+        }
+    }
+}
+
+template <class... R>
+void compare_absorb_all(const Kernels& a, const Kernels& b, idsel::RuleList<R...>) {
+    (compare_absorb<R>(a, b), ...);
+    const double params[1] = {1e-6};
+    const auto rule = idsel::DPP::from_params(params);
+    const auto first = absorbed([&](const auto& step) { return a.absorb_history(&rule, step, 0.6f); });
+    const auto second = absorbed([&](const auto& step) { return b.absorb_history(&rule, step, 0.6f); });
+    CHECK(first.state == second.state && first.component == second.component && first.best == second.best);
+}
+
+void compare_cosines(const Kernels& a, const Kernels& b) {
+    Random random(7);
+    auto here = some_numbers(random, -9, 9), there = here;
+    std::vector<double> scales(kSomeTokens);
+    for (double& scale : scales) scale = std::exp(random.normal());
+    a.cosines(scales.data(), 0.3, kSomeTokens, here.data());
+    b.cosines(scales.data(), 0.3, kSomeTokens, there.data());
+    CHECK(here == there);
+    for (float c : here) CHECK(std::fabs(c) <= 1.0f);
+}
+
 // A tile must have the bits of the dot products.
 void check_tile(const Kernels& k) {
     Random random(2);
@@ -138,6 +248,7 @@ void check_half(const Kernels& k) {
 
 void check_all(const Kernels& k) {
     check_tile(k);
+    check_rows(k);
     check_half(k);
     std::printf("checked %s\n", k.name);
 }
@@ -158,6 +269,8 @@ int main() {
         check_all(*k);
         compare_dots(portable, *k, false);
         compare_gains(portable, *k);
+        compare_cosines(portable, *k);
+        compare_absorb_all(portable, *k, idsel::AllRules{});
         compare_dots(*exact.front(), *k, true);
     }
     return 0;
