@@ -67,8 +67,6 @@ class TritonEngine:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
             reasons.append(reason)
-        if problem.given:
-            reasons.append("it does not begin with tokens that are given")
         if problem.similarity:
             reasons.append("it computes similarities itself, from features")
         if problem.tokens > _MAX_TOKENS:
