@@ -171,12 +171,11 @@ def similarity(dot, scale_i, scale_j):
 
 @triton.jit
 def given_similarity(value, is_own):
-    """What stands for the dot product of unit vectors where the caller gives similarities: NaN counts as -1.
+    """What stands for the dot product of unit vectors where the caller gives similarities.
 
-    What a token's own one says of it is another matter, see `tiles.read_tile`.
+    NaN counts as -1, the maximum of both. What a token's own one says of it is another matter, see `tiles.read_tile`.
     """
-    value = tl.where(value == value, tl.minimum(tl.maximum(value, -1.0), 1.0), -1.0)
-    return tl.where(is_own, 1.0, value)
+    return tl.where(is_own, 1.0, tl.minimum(tl.maximum(value, -1.0), 1.0))
 
 
 @triton.jit
