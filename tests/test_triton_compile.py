@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bench.tools.triton_resources import (
     ASYNCHRONOUS_COPY,
     FAMILIES,
     KNOWN,
+    MATRIX_INSTRUCTION,
     SHARED_LIMIT,
     VERSION,
     Variant,
@@ -31,6 +33,12 @@ from bench.tools.triton_resources import (
 pytestmark = pytest.mark.kernels
 
 CUDA = [target for target in KNOWN if target.startswith("cuda")]
+
+
+def _of_similarities(rule: str, tokens: int = 576, **more: Any) -> Variant:
+    """A call that is given them in place of features."""
+    return Variant(rule, torch.float32, tokens, tokens, similarity=True, **more)
+
 
 # One rule where another path of the kernel or the table is taken than in the usual call.
 OTHER_PATHS = [
@@ -45,6 +53,9 @@ OTHER_PATHS = [
     Variant("Coverage", given=8),
     Variant("DPP", given=8),
     Variant("DPP", tokens=32768, dim=3584, given=8),
+    *(_of_similarities(rule) for rule in ("IDSelection", "DPP", "Coverage")),
+    _of_similarities("DPP", tokens=32768, given=8),
+    _of_similarities("MaxMin", tokens=2890, mask=True),  # rows that are no vectors
 ]
 
 
@@ -120,6 +131,16 @@ def test_rows_of_similarities_are_loaded_by_vectors() -> None:
     """In the loop over picks: a row of the Gram is padded, so no mask ends within a vector."""
     ptx = compiled_for(Variant(), "cuda:90").asm["ptx"]
     assert len(re.findall(r"ld\.global\.cg\.v4\.b32", ptx)) >= 2
+
+
+@pytest.mark.every_triton
+@pytest.mark.parametrize("rule", ["IDSelection", "DPP", "Coverage"])
+def test_rows_of_given_similarities_are_loaded_by_vectors(rule: str) -> None:
+    """Where N is a multiple of 16: the caller's rows are not padded, and their length says where a mask ends."""
+    ptx = compiled_for(_of_similarities(rule), "cuda:90").asm["ptx"]
+    assert len(re.findall(r"ld\.global\.cg\.v4\.b32", ptx)) >= 2
+    assert not re.search(r"ld\.global\.cg\.b32", ptx)
+    assert not re.search(MATRIX_INSTRUCTION["cuda:90"], ptx)
 
 
 @pytest.mark.every_triton

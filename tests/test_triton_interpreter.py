@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tolerances import REGRET
 import idsel_kernels as idsel
 from idsel_kernels.engines import triton as engine
 from idsel_kernels.problem import Inputs, Problem
-from idsel_kernels.testing import check_selection, clustered, exact, ragged
+from idsel_kernels.testing import Case, check_selection, clustered, exact, ragged
 
 if IS_INTERPRETED:
     from triton_interpreter import forget_plans, program_order, speed_up
@@ -252,6 +253,172 @@ def test_how_many_are_given_compiles_nothing_anew() -> None:
 
     assert constexprs(1) == constexprs(7)
     assert constexprs(0) == {**constexprs(1), "HAS_GIVEN": False}
+
+
+# --- Similarities in place of features --------------------------------------------------------------------------------
+
+COMPARING = pytest.mark.parametrize(
+    "rule", [rule for rule in RULE_CASES if rule not in SAME_BRANCH and rule != "matrixcoverage"]
+)
+NAN, INF = float("nan"), float("inf")
+
+
+def _cosines(case: Case) -> torch.Tensor:
+    """(B, N, N) of `exact`, rounded nowhere."""
+    return case.features @ case.features.mT / case.features.shape[-1]
+
+
+def _symmetric(batch: int, tokens: int) -> torch.Tensor:
+    """(B, N, N) cosines of `clustered`, the same bits on both sides of a diagonal that is not quite 1."""
+    unit = torch.nn.functional.normalize(clustered(batch, tokens, 24).features, dim=-1)
+    similarity = unit @ unit.mT
+    return torch.maximum(similarity, similarity.mT)
+
+
+def _pick(case: Case, k: int, rule: str, similarity: torch.Tensor, **more: Any) -> idsel.Selection:
+    options = {"backend": "triton", **more}
+    return idsel.select(None, k, RULE_CASES[rule], case.importance, similarity=similarity, **options)
+
+
+@pytest.mark.every_triton
+@pytest.mark.parametrize("masked", [False, True])
+@COMPARING
+def test_similarities_pick_with_the_bits_of_their_features(rule: str, masked: bool, small_blocks: None) -> None:
+    case = exact(2, 33, 16, seed=5)
+    mask = torch.arange(66).view(2, 33) % 4 != 1 if masked else None
+    for k in (1, 12, 33):
+        sel = _pick(case, k, rule, _cosines(case), mask=mask)
+        call = dict(**case.inputs(), k=k, rule=RULE_CASES[rule], mask=mask)
+        assert same(sel, idsel.select(**call, backend="triton"))
+        if rule in EXACT_RULES:
+            expected = idsel.testing.oracle(**call)
+            assert torch.equal(sel.indices, expected.indices)
+            assert torch.equal(sel.scores, expected.scores.float())
+
+
+@COMPARING
+def test_similarities_have_the_bits_of_the_reference_wherever_they_lie(rule: str, small_blocks: None) -> None:
+    case, similarity = clustered(2, 45, 24), _symmetric(2, 45)
+    expected = _pick(case, 12, rule, similarity)
+    assert torch.equal(expected.indices, _pick(case, 12, rule, similarity, backend="torch").indices)
+    wide = torch.full((2, 50, 100), NAN)
+    inside, apart = wide.clone()[:, 2:47, 3:48], wide[:, 1:46, 4:94:2]
+    between = torch.full((45, 2, 45), NAN).transpose(0, 1)
+    for view in (inside, apart, between):
+        view.copy_(similarity)
+    batch_last = similarity.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for matrix in (similarity.mT, inside, inside.mT, apart, between, batch_last):
+        assert same(_pick(case, 12, rule, matrix), expected)
+    shared = _pick(case, 12, rule, similarity[1:].expand(2, -1, -1))
+    assert same(shared, _pick(case, 12, rule, similarity[1:].repeat(2, 1, 1)))
+    alone = idsel.select(None, 12, RULE_CASES[rule], case.importance[1], similarity=similarity[1], backend="triton")
+    assert same(alone, idsel.Selection(expected.indices[1:], expected.scores[1:]))
+
+
+def test_a_row_of_similarities_is_that_of_the_pick(small_blocks: None) -> None:
+    similarity = torch.eye(3)
+    similarity[0, 1] = 1.0
+    scores = torch.tensor([3.0, 2.0, 1.0])
+    for matrix, expected in ((similarity, [0, 2, 1]), (similarity.mT, [0, 1, 2])):
+        sel = idsel.select(None, 3, idsel.HardSuppress(), scores, similarity=matrix, backend="triton")
+        assert sel.indices.tolist() == [expected]
+    # In tiles off the diagonal too. What every token covers: all of them, its own tile but for itself, or itself.
+    covers = torch.eye(33)
+    covers[20], covers[1, :16] = 1.0, 1.0
+    sel = idsel.select(None, 3, idsel.Coverage(), torch.ones(33), similarity=covers, backend="triton")
+    assert sel.indices.tolist() == [[20, 0, 1]]
+    assert sel.scores.tolist() == [[33.0, 0.0, 0.0]]
+
+
+@pytest.mark.every_triton
+@COMPARING
+def test_the_diagonal_of_similarities_says_what_a_token_is(rule: str, small_blocks: None) -> None:
+    case = exact(2, 40, 16, seed=6)
+    case.features[:, 5] = case.features[0, 37] = case.features[1, 9] = 0
+    similarity = _cosines(case)
+    for b, token, value in ((0, 37, -1.0), (1, 9, -0.0)):  # what they have with others is 0, whatever is there
+        similarity[b, token], similarity[b, :, token] = INF, NAN
+        similarity[b, token, token] = value
+    for b, token, value in ((0, 3, NAN), (0, 18, INF), (1, 4, -INF), (1, 0, NAN)):
+        case.features[b, token, 0] = NAN
+        similarity[b, token], similarity[b, :, token] = NAN, INF
+        similarity[b, token, token] = value
+    for k in (10, 40):
+        expected = idsel.select(**case.inputs(), k=k, rule=RULE_CASES[rule], backend="triton")
+        assert same(_pick(case, k, rule, similarity), expected)
+
+
+@pytest.mark.every_triton
+@COMPARING
+def test_similarities_are_clamped_and_a_token_is_like_itself(rule: str, small_blocks: None) -> None:
+    case = exact(2, 40, 4, seed=7)  # many cosines of 1 and of -1
+    similarity = _cosines(case)
+    stretched = torch.where(similarity.abs() == 1, similarity * 1.5, similarity)
+    stretched[0][similarity[0] == -1], stretched[1][similarity[1] == -1] = NAN, -INF
+    stretched.diagonal(dim1=1, dim2=2).copy_(torch.linspace(0.01, 3.0, 80).view(2, 40))
+    before = stretched.clone()
+    assert same(_pick(case, 12, rule, stretched), _pick(case, 12, rule, similarity))
+    assert torch.equal(stretched.nan_to_num(7.0), before.nan_to_num(7.0)), "the caller's matrix is read only"
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EXACT_RULES if rule != "matrixcoverage"])
+def test_given_tokens_are_followed_by_picks_from_similarities(
+    rule: str, small_blocks: None, unread_values: None
+) -> None:
+    case, given = exact(2, 33, 16, seed=3), _any_tokens(33, 9)
+    sel = _pick(case, 20, rule, _cosines(case), given=given)
+    assert same(sel, idsel.select(**case.inputs(), k=20, rule=RULE_CASES[rule], given=given, backend="triton"))
+
+
+@COMPARING
+def test_one_similarity_and_none(rule: str) -> None:
+    scores = torch.ones(1, 1)
+    expected = idsel.select(torch.ones(1, 1, 4), 2, RULE_CASES[rule], scores, backend="triton")
+    assert expected.indices.tolist() == [[0, -1]]
+    for own in (0.5, 1.0):
+        assert same(_pick(Case(scores, scores), 2, rule, torch.full((1, 1, 1), own)), expected)
+    empty = torch.ones(2, 0)
+    assert _pick(Case(empty, empty), 2, rule, torch.ones(2, 0, 0)).indices.tolist() == [[-1, -1]] * 2
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+@COMPARING
+def test_the_order_of_programs_that_read_similarities_changes_no_bit(
+    rule: str, order: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, similarity = clustered(2, 50, 24), _symmetric(2, 50)
+    expected = _pick(case, 4, rule, similarity)
+    with program_order(lambda programs: _orders(programs)[order]) as ran:
+        assert same(_pick(case, 4, rule, similarity), expected)
+    programs = 16 if rule.startswith(("coverage", "maxmin")) and "start" not in rule else 4  # tiles, or tile rows
+    assert sorted(ran) == list(range(2 * programs))
+    monkeypatch.setattr(launch, "_MOST_PROGRAMS", 3)
+    forget_plans()
+    assert same(_pick(case, 4, rule, similarity), expected)
+
+
+@pytest.mark.every_triton
+@COMPARING
+def test_no_budget_and_no_block_changes_picks_from_similarities(
+    rule: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in memory already, so nobody needs panels of them, and Coverage is not refused."""
+    case, similarity = clustered(2, 70, 24), _symmetric(2, 70)
+    counts = torch.tensor([9, 4])
+    options = {"k_max": 9, "sort": True}
+    expected = _pick(case, counts, rule, similarity, **options)
+    set_gram_budget(monkeypatch, "triton", 16 * 16 * 4)
+    monkeypatch.setattr(config, "LARGEST_RESIDENT", 8)
+    forget_plans()
+    assert same(_pick(case, counts, rule, similarity, **options), expected)
+
+
+def test_similarities_take_no_gram_in_the_workspace() -> None:
+    inputs = Inputs(torch.empty(3, 4096, 4096, device="meta"))
+    plan = launch.make_plan(Problem.of(inputs, idsel.MMR(), [64], False, similarity=True), 90, 2**24)
+    assert (plan.workspace, plan.samples, plan.programs) == (3 * 7 * 4096, 3, 64)
+    call = idsel.explain(None, 5, idsel.MMR(), torch.ones(4), similarity=torch.eye(4), backend="triton")
+    assert call.algorithm == "one launch: similarities read where they lie, in 5 greedy steps"
 
 
 # --- Who is chosen ----------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ def choose(
     short: bool = False,
     history: bool = False,
     norms: bool = False,
+    products: bool = True,
 ) -> Config:
     """The configuration of a call.
 
@@ -126,6 +127,7 @@ def choose(
         short: samples have few tokens on average, whatever `tokens` is.
         history: the rule keeps a row per pick.
         norms: tiles also multiply their tokens with themselves, or gains are summed.
+        products: tiles multiply features; not where similarities are given.
     """
     tile = tile_for(arch, itemsize, dim)
     if norms and tile.block_k == 64 and not 90 <= arch < 120:
@@ -138,6 +140,7 @@ def choose(
         block_n = max(64, 1 << (tokens - 1).bit_length())
     # One pick waits for its slowest warp: more warps only where a thread would hold more than 8 tokens, three tiles of
     # sums, or operands of float32. Coverage counts as having norms, so one number of warps adds up its gains.
-    num_warps = 8 if norms or itemsize == 4 or block_n > 1024 or (history and not resident) else 4
+    operands = itemsize == 4 and products
+    num_warps = 8 if norms or operands or block_n > 1024 or (history and not resident) else 4
     max_registers = _max_registers(arch, itemsize, dim, num_warps, streamed, history, norms)
     return Config(tile, block_n, resident, num_warps, max_registers)

@@ -104,20 +104,24 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
     if not rule.needs_similarities:
         dots = workspace.NO_ROWS.value
     else:
-        dots = workspace.WHOLE.value if tokens * gram_width <= budget else workspace.PANEL.value
+        fits = problem.similarity or tokens * gram_width <= budget
+        dots = workspace.WHOLE.value if fits else workspace.PANEL.value
     is_panel = dots == workspace.PANEL.value
     if coverage and is_panel:
         name = type(rule).__name__
         raise ValueError(f"{name} needs the whole Gram, which for {tokens} tokens exceeds {budget_bytes} bytes")
     sizes = config.choose(
         arch, problem.dtype.itemsize, tokens, dim, streamed=is_panel, short=ragged and tokens <= 1024 * batch,
-        history=history, norms=norms or channels,
+        history=history, norms=norms or channels, products=not problem.similarity,
     )  # fmt: skip
     block_m = sizes.tile.block_m
     rows = -(-tokens // block_m)
-    tiles = _triangle(rows) if norms or dots == workspace.WHOLE.value else rows
+    if problem.similarity:  # read where they lie: the diagonal alone, or all of them once
+        tiles = rows * rows if norms else rows
+    else:
+        tiles = _triangle(rows) if norms or dots == workspace.WHOLE.value else rows
     # The kernel takes fewer parts where a sample of a ragged batch has more tiles.
-    parts = config.parts_of(1 if ragged else _triangle(rows), dim)
+    parts = 1 if problem.similarity else config.parts_of(1 if ragged else _triangle(rows), dim)
     split = parts > 1 and not ragged and batch * tiles <= config.FEW_TILES
     arrays = workspace.ARRAYS + (rows if norms else min(k_max, tokens) if history else 0)
     sums = tiles * parts * block_m * (block_m + 2) if split else 0
@@ -132,7 +136,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         programs = min(tiles, 2 * _triangle(mean))
     else:
         gram = (block_m if is_panel else tokens) * gram_width
-        gram = 0 if dots == workspace.NO_ROWS.value else gram
+        gram = 0 if dots == workspace.NO_ROWS.value or problem.similarity else gram
         samples = max(1, min(batch, budget // (gram + arrays * _padded(tokens))))
         scratch_width = samples * _padded(tokens)
         gram *= samples
@@ -149,6 +153,7 @@ def make_plan(problem: Problem, arch: int, budget_bytes: int) -> Plan:
         "NORMS": norms,
         "DOTS": dots,
         "RAGGED": ragged,
+        "SIMILARITY": problem.similarity,
         "HAS_IMPORTANCE": problem.has_importance,
         "HAS_MASK": problem.has_mask,
         "HAS_COUNTS": len(problem.k) > 1 or problem.has_counts,
@@ -202,7 +207,8 @@ def pointers(
     """The kernel's first arguments; what a call lacks is None.
 
     Args:
-        features: (B, N, D), of a batch of one also (N, D); or (T, D).
+        features: (B, N, D), of a batch of one also (N, D); or (T, D). In their place, where the problem says so,
+            similarities (B, N, N) or (N, N).
         importance, mask: (B, N), of a batch of one also (N,); or (T,).
         cu_seqlens: (B+1,) int32.
         counts: (B,) int32.

@@ -20,6 +20,7 @@ from .rules import (
     dpp_component,
     gain_bound,
     gain_priority,
+    given_similarity,
     limit_of,
     order_of,
     priority_of_given,
@@ -137,6 +138,19 @@ def first_picks(
     return first
 
 
+@triton.jit
+def _dots_of(row_ptr, token, others, inside, dim, stride_fd, SIMILARITY: tl.constexpr):
+    """Dot products of a token with others, from its row of the Gram, or of the similarities that are given."""
+    if SIMILARITY:
+        # Nobody has padded these rows. Their length is `dim` too, of which the compiler knows whether 16 divides it.
+        given = tl.load(
+            row_ptr + others.to(tl.int64) * stride_fd, mask=inside & (others < dim), other=0.0, cache_modifier=".cg"
+        )
+        return given_similarity(given, others == token)
+    else:
+        return tl.load(row_ptr + others, mask=inside, other=0.0, cache_modifier=".cg")
+
+
 # --- Rules that need a row of similarities per pick -------------------------------------------------------------------
 
 
@@ -157,12 +171,13 @@ def _overlap(pick, step, tokens, n, history_ptr, scratch_width, BLOCK_N: tl.cons
 
 @triton.jit
 def _after_pick(
-    pick, score, step, limit, row_ptr, scratch_ptr, tokens, n, scratch_width, scale_i, state_i, priority, state, scale,
-    p0, p1, p2, p3, RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    pick, score, step, limit, row_ptr, scratch_ptr, tokens, n, dim, stride_fd, scratch_width, scale_i, state_i,
+    priority, state, scale, p0, p1, p2, p3,
+    SIMILARITY: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """(priority, state) of a block of tokens after a pick."""
     inside = tokens < padded(n)
-    dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
+    dot = _dots_of(row_ptr, pick, tokens, inside, dim, stride_fd, SIMILARITY)
     c = similarity(dot, scale_i, scale)
     standing = priority
     if RULE == MMR:
@@ -181,8 +196,9 @@ def _after_pick(
 def row_loop(
     features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr,
     first, steps, n, dim, length, parts, stride_fn, stride_fd, gram_width, scratch_width, whole, p0, p1, p2, p3,
-    HAS_GIVEN: tl.constexpr, DOTS: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr,
-    PARTS: tl.constexpr, WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    SIMILARITY: tl.constexpr, HAS_GIVEN: tl.constexpr, DOTS: tl.constexpr, RULE: tl.constexpr,
+    RULE_STATE: tl.constexpr, RESIDENT: tl.constexpr, PARTS: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Picks while tokens have priorities, after the `first` that are listed; returns how many it picked in all.
 
@@ -242,8 +258,8 @@ def row_loop(
             state_i = tl.load(state_ptr + pick)
         if RESIDENT:
             priority, state = _after_pick(
-                pick, best, step, limit, row_ptr, scratch_ptr, tokens, n, scratch_width, scale_i, state_i,
-                priority, state, scale, p0, p1, p2, p3, RULE, RULE_STATE, BLOCK_N,
+                pick, best, step, limit, row_ptr, scratch_ptr, tokens, n, dim, stride_fd, scratch_width,
+                scale_i, state_i, priority, state, scale, p0, p1, p2, p3, SIMILARITY, RULE, RULE_STATE, BLOCK_N,
             )  # fmt: skip
             best, pick = _best_of(priority)
         else:
@@ -255,8 +271,8 @@ def row_loop(
                 state = tl.load(state_ptr + at, mask=at < end, other=0.0)
                 scale = tl.load(scale_ptr + at, mask=at < end, other=0.0)
                 priority, state = _after_pick(
-                    pick, best, step, limit, row_ptr, scratch_ptr, at, n, scratch_width, scale_i, state_i,
-                    priority, state, scale, p0, p1, p2, p3, RULE, RULE_STATE, BLOCK_N,
+                    pick, best, step, limit, row_ptr, scratch_ptr, at, n, dim, stride_fd, scratch_width,
+                    scale_i, state_i, priority, state, scale, p0, p1, p2, p3, SIMILARITY, RULE, RULE_STATE, BLOCK_N,
                 )  # fmt: skip
                 tl.store(priority_ptr + at, priority, mask=at < end)
                 if RULE == MMR:
@@ -329,14 +345,16 @@ def _fill_panel(
 
 
 @triton.jit
-def _cover(pick, row_ptr, scratch_ptr, n, scratch_width, BLOCK_N: tl.constexpr):
+def _cover(
+    pick, row_ptr, scratch_ptr, n, dim, stride_fd, scratch_width, SIMILARITY: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """How well each token is covered, the pick included."""
     scale_i = tl.load(scratch_ptr + scratch_width * SCALE + pick)
     for begin in range(0, n, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
         inside = tokens < padded(n)
         here = scratch_ptr + tokens
-        dot = tl.load(row_ptr + tokens, mask=inside, other=0.0, cache_modifier=".cg")
+        dot = _dots_of(row_ptr, pick, tokens, inside, dim, stride_fd, SIMILARITY)
         scale = tl.load(here + scratch_width * SCALE, mask=inside, other=0.0)
         covered = tl.load(here + scratch_width * COVER, mask=inside, other=INF)
         c = similarity(dot, scale_i, scale)
@@ -345,16 +363,9 @@ def _cover(pick, row_ptr, scratch_ptr, n, scratch_width, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _sum_gains(
-    candidates,
-    wanted,
-    gram_ptr,
-    scratch_ptr,
-    n,
-    gram_width,
-    scratch_width,
-    COVER_M: tl.constexpr,
-    COVER_N: tl.constexpr,
-):
+    candidates, wanted, gram_ptr, scratch_ptr, n, dim, stride_fd, gram_width, scratch_width,
+    SIMILARITY: tl.constexpr, COVER_M: tl.constexpr, COVER_N: tl.constexpr,
+):  # fmt: skip
     """The sums over i of max(0, c_ij - cover_i) of the candidates j, in blocks whose size is the same for every N.
 
     So the order of the additions is a function of N alone.
@@ -366,12 +377,8 @@ def _sum_gains(
         i = begin + tl.arange(0, COVER_N)
         scale_i = tl.load(scratch_ptr + scratch_width * SCALE + i, mask=i < padded(n), other=0.0)
         covered = tl.load(scratch_ptr + scratch_width * COVER + i, mask=i < padded(n), other=INF)
-        dot = tl.load(
-            row_ptr[:, None] + i[None, :],
-            mask=wanted[:, None] & (i < padded(n))[None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
+        inside = wanted[:, None] & (i < padded(n))[None, :]
+        dot = _dots_of(row_ptr[:, None], candidates[:, None], i[None, :], inside, dim, stride_fd, SIMILARITY)
         uncovered = similarity(dot, scale_j[:, None], scale_i[None, :]) - covered[None, :]
         gain += tl.where(uncovered > 0.0, uncovered, 0.0)
     return tl.sum(gain, axis=1)
@@ -456,8 +463,9 @@ def _priority_now(here, scratch_width, p1):
 @triton.jit
 def cover_loop(
     features_ptr, gram_ptr, scratch_ptr, indices_ptr, scores_ptr, first, steps, n, dim, stride_fn, stride_fd,
-    gram_width, scratch_width, p1, HAS_GIVEN: tl.constexpr, RULE: tl.constexpr, RULE_STATE: tl.constexpr,
-    BLOCK_N: tl.constexpr, COVER_M: tl.constexpr, COVER_N: tl.constexpr, COVER_STRIDE: tl.constexpr,
+    gram_width, scratch_width, p1, SIMILARITY: tl.constexpr, HAS_GIVEN: tl.constexpr, RULE: tl.constexpr,
+    RULE_STATE: tl.constexpr, BLOCK_N: tl.constexpr, COVER_M: tl.constexpr, COVER_N: tl.constexpr,
+    COVER_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Coverage while tokens have priorities, after the `first` that are listed; returns how many it picked in all.
 
@@ -495,7 +503,8 @@ def cover_loop(
                 if RULE_STATE == STATE_CHANNELS:
                     _cover_channels(pick, features_ptr, gram_ptr, dim, stride_fn, stride_fd, BLOCK_N)
                 else:
-                    _cover(pick, gram_ptr + pick.to(tl.int64) * gram_width, scratch_ptr, n, scratch_width, BLOCK_N)
+                    row_ptr = gram_ptr + pick.to(tl.int64) * gram_width
+                    _cover(pick, row_ptr, scratch_ptr, n, dim, stride_fd, scratch_width, SIMILARITY, BLOCK_N)
                 step += 1
             else:
                 stamps = tl.load(scratch_ptr + scratch_width * STAMP + candidates, mask=bounds > -INF, other=0.0)
@@ -506,8 +515,9 @@ def cover_loop(
                     )
                 else:
                     gain = _sum_gains(
-                        candidates, wanted, gram_ptr, scratch_ptr, n, gram_width, scratch_width, COVER_M, COVER_N
-                    )
+                        candidates, wanted, gram_ptr, scratch_ptr, n, dim, stride_fd, gram_width, scratch_width,
+                        SIMILARITY, COVER_M, COVER_N,
+                    )  # fmt: skip
                 tl.debug_barrier()
                 here = scratch_ptr + candidates
                 tl.store(here + scratch_width * GAIN, gain, mask=wanted)

@@ -29,6 +29,7 @@ __all__ = [
     "encoded",
     "gain_bound",
     "gain_priority",
+    "given_similarity",
     "limit_of",
     "order_of",
     "priority_of_given",
@@ -166,6 +167,15 @@ def similarity(dot, scale_i, scale_j):
     Symmetric in i and j to the last bit, so that a copy of either token has the same similarity.
     """
     return tl.clamp(dot * (scale_i * scale_j), -1.0, 1.0)
+
+
+@triton.jit
+def given_similarity(value, is_own):
+    """What stands for the dot product of unit vectors where the caller gives similarities.
+
+    NaN counts as -1, the maximum of both. What a token's own one says of it is another matter, see `tiles.read_tile`.
+    """
+    return tl.where(is_own, 1.0, tl.minimum(tl.maximum(value, -1.0), 1.0))
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rules import INF, STATE_COVERAGE, similarity
+from .rules import INF, STATE_COVERAGE, given_similarity, similarity
 from .workspace import NO_ROWS, OF_TILES, SQUARES, padded
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "importance_of",
     "part_length",
     "place_of",
+    "read_tile",
     "reciprocal_norm",
     "sum_parts",
     "takes_part",
@@ -244,3 +245,43 @@ def finish_tile(
         if tile_i != tile_j:
             of_rows = _over_tokens(tl.where(usable_j[None, :], c, -INF), 1, RULE_STATE)
             tl.store(here + tile_j * scratch_width + rows, of_rows, mask=rows < n)
+
+
+@triton.jit
+def _squares_given(tokens, features_ptr, n, stride_fn, stride_fd):
+    """The squared norms that the diagonal stands for: 1, 0 for no direction, infinite for what is not finite."""
+    at = tokens.to(tl.int64)
+    own = tl.load(features_ptr + at * stride_fn + at * stride_fd, mask=tokens < n, other=0.0)
+    return tl.where(tl.abs(own) < INF, tl.where(own > 0.0, 1.0, 0.0), INF)
+
+
+@triton.jit
+def read_tile(
+    tile_i, tile_j, features_ptr, importance_ptr, mask_ptr, scratch_ptr,
+    n, stride_fn, stride_fd, stride_in, stride_mn, scratch_width,
+    HAS_IMPORTANCE: tl.constexpr, HAS_MASK: tl.constexpr, NORMS: tl.constexpr, RULE_STATE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """As `finish_tile`, of similarities in the place of features, which stay where they are.
+
+    A tile speaks for its rows alone: the matrix need not be symmetric, and loops read rows.
+    """
+    rows = tile_i * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_j * BLOCK_M + tl.arange(0, BLOCK_M)
+    squares_i = _squares_given(rows, features_ptr, n, stride_fn, stride_fd)
+    if tile_i == tile_j:
+        tl.store(scratch_ptr + scratch_width * SQUARES + rows, squares_i, mask=rows < n)
+    if NORMS:
+        squares_j = _squares_given(columns, features_ptr, n, stride_fn, stride_fd)
+        usable_j = _usable(
+            columns, squares_j, importance_ptr, mask_ptr, stride_in, stride_mn, n, HAS_IMPORTANCE, HAS_MASK
+        )
+        at = rows.to(tl.int64)[:, None] * stride_fn + columns.to(tl.int64)[None, :] * stride_fd
+        given = tl.load(features_ptr + at, mask=(rows < n)[:, None] & (columns < n)[None, :], other=0.0)
+        is_own = rows[:, None] == columns[None, :]
+        c = given_similarity(given, is_own)
+        c = similarity(c, reciprocal_norm(squares_i)[:, None], reciprocal_norm(squares_j)[None, :])
+        if RULE_STATE != STATE_COVERAGE:
+            c = tl.where(is_own, -INF, c)
+        of_rows = _over_tokens(tl.where(usable_j[None, :], c, -INF), 1, RULE_STATE)
+        tl.store(scratch_ptr + scratch_width * (OF_TILES + tile_j) + rows, of_rows, mask=rows < n)

@@ -55,7 +55,10 @@ ASYNCHRONOUS_COPY = r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\], (?:0x)?([0-9a-
 
 
 class Variant(NamedTuple):
-    """A call to compile for."""
+    """A call to compile for.
+
+    With `similarity` what the caller gives are similarities in float32, `dim` being the number of tokens.
+    """
 
     rule: str = "IDSelection"
     dtype: torch.dtype = torch.bfloat16
@@ -69,11 +72,13 @@ class Variant(NamedTuple):
     grids: bool = False
     given: int = 0
     sort: bool = False
+    similarity: bool = False
     budget_bytes: int = 2**30
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        flags = [name for name in ("ragged", "mask", "counts", "grids", "given", "sort") if getattr(self, name)]
+        names = ("ragged", "mask", "counts", "grids", "given", "sort", "similarity")
+        flags = [name for name in names if getattr(self, name)]
         return "-".join([self.rule, dtype, f"N{self.tokens}", f"D{self.dim}", *flags])
 
 
@@ -121,6 +126,7 @@ def plan_of(variant: Variant, target: str) -> launch.Plan:
         rule=rules.RULES[variant.rule](), k=counts, batch=variant.batch, tokens=variant.tokens, dim=variant.dim,
         dtype=variant.dtype, device=torch.device("cuda", 0), ragged=variant.ragged, has_importance=True,
         has_mask=variant.mask, has_grids=variant.grids, given=variant.given, sort=variant.sort,
+        similarity=variant.similarity,
     )  # fmt: skip
     return launch.make_plan(problem, int(arch) if backend == "cuda" else 0, variant.budget_bytes)
 
@@ -206,6 +212,7 @@ def default_variants(names: list[str]) -> Iterator[Variant]:
     yield Variant(first, tokens=4096)
     yield Variant(first, tokens=16384, dim=3584)
     yield Variant(first, tokens=32768, dim=3584)
+    yield Variant(first, torch.float32, tokens=576, dim=576, similarity=True)
     yield Variant(first, ragged=True, mask=True, counts=True, sort=True, batch=4)
 
 

@@ -67,11 +67,9 @@ class TritonEngine:
             reasons.append(f"its kernel has no branch for {type(problem.rule).__name__}")
         if not on_cpu and problem.device.type == "cuda" and (reason := _too_new(problem.device.index or 0)) is not None:
             reasons.append(reason)
-        if problem.similarity:
-            reasons.append("it computes similarities itself, from features")
         if problem.tokens > _MAX_TOKENS:
             reasons.append(f"it takes at most 2**21 tokens, got {problem.tokens}")
-        if problem.rule.state is State.COVERAGE and not self._gram_fits(problem.tokens):
+        if problem.rule.state is State.COVERAGE and not (problem.similarity or self._gram_fits(problem.tokens)):
             whose = "the T x T similarities of a ragged batch" if problem.ragged else "the N x N similarities"
             size, budget = _gram_bytes(problem.tokens) / 2**20, self.gram_budget_bytes / 2**20
             reasons.append(
@@ -88,6 +86,8 @@ class TritonEngine:
         """How it would run this problem."""
         if not problem.rule.needs_similarities:
             return f"one launch: norms by tiles, then {problem.k_max} greedy steps"
+        if problem.similarity:
+            return f"one launch: similarities read where they lie, in {problem.k_max} greedy steps"
         if self._gram_fits(problem.tokens):
             return f"one launch: the Gram by tiles, then {problem.k_max} greedy steps by the last program of a sample"
         longer = "where a sample's Gram is too large, " if problem.ragged else ""
