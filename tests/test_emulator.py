@@ -16,12 +16,13 @@ import emulated
 import pytest
 import torch
 from backends import EMULATED, registered, same, set_gram_budget
-from cases import INPUT_CASES, RULE_CASES, SAME_BRANCH, Call
+from cases import EXACT_RULES, INPUT_CASES, RULE_CASES, SAME_BRANCH, Call
 from tolerances import REGRET
 
 import idsel_kernels as idsel
 from idsel_kernels import checks
-from idsel_kernels.testing import check_selection, clustered, ragged
+from idsel_kernels.rules import State
+from idsel_kernels.testing import Case, check_selection, clustered, exact, ragged
 
 ROOT = Path(__file__).parents[1]
 pytestmark = list(EMULATED.marks)
@@ -405,6 +406,110 @@ def test_an_installed_package_does_not_know_the_emulator() -> None:
     assert emulated.NAME not in (ROOT / "idsel_kernels" / "dispatch.py").read_text()
 
 
+# --- Similarities in place of features --------------------------------------------------------------------------------
+
+TAKES_SIMILARITIES = [*NEEDS_SIMILARITIES, "topk"]
+# No D: the tiles of a Gram alone. From 225 tokens on a cluster shares a tile.
+SIMILARITY_SHAPES = {"N1": (2, 1, 4), "N33": (3, 33, 16), "N70": (1, 70, 1), "N300": (2, 300, 64)}
+
+
+def _exact_similarities(case: Case) -> torch.Tensor:
+    """(B, N, N) of `exact`, without rounding."""
+    return case.features @ case.features.mT / case.features.shape[-1]
+
+
+def _similarities(call: Call, similarity: torch.Tensor) -> Call:
+    tensors = {name: tensor for name, tensor in call.tensors.items() if name != "features"}
+    return Call({**tensors, "similarity": similarity}, call.k)
+
+
+def _hurting_similarities() -> Call:
+    """Not symmetric, of no features; unusable tokens, some without a direction, values out of range, odd strides."""
+    generator = torch.Generator().manual_seed(2)
+    similarity = torch.randint(-18, 19, (2, 139, 150), generator=generator)[..., 5:144] / 16
+    similarity.diagonal(dim1=1, dim2=2).copy_(torch.rand(2, 139, generator=generator) + 0.1)
+    for b, j, value in ((0, 3, float("nan")), (0, 70, float("inf")), (1, 0, 0.0), (1, 100, -1.0)):
+        similarity[b, j, j] = value
+    similarity[0, 60, 80], similarity[1, 120, 7], similarity[1, 7, 120] = float("nan"), float("inf"), float("-inf")
+    importance = torch.randint(0, 33, (2, 139), generator=generator) / 32
+    importance[0, 9] = float("nan")
+    mask = torch.rand((2, 139), generator=generator) < 0.8
+    return Call({"similarity": similarity, "importance": importance, "mask": mask}, [139, 70])
+
+
+@pytest.mark.parametrize("shape", SIMILARITY_SHAPES)
+@pytest.mark.parametrize("rule", TAKES_SIMILARITIES)
+def test_similarities_give_the_bits_of_features(rule: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In clusters or not, by the whole Gram or on panels; all picks or a few."""
+    case = exact(*SIMILARITY_SHAPES[shape])
+    tokens = case.features.shape[1]
+    if shape == "N33":  # of other tokens, it has no direction and is not finite
+        case.features[0, 7], case.features[1, 9, 0] = 0.0, float("nan")
+    similarity = _exact_similarities(case)
+    for k in (tokens, max(1, tokens // 9)):
+        call = Call(case.inputs(), k)
+        given = _similarities(call, similarity)
+        expected = _whole(call, RULE_CASES[rule], monkeypatch)
+        assert all(same(expected, found) for found in _runs(given, RULE_CASES[rule], monkeypatch))
+        for run in RUNS[1:]:
+            assert same(expected, _on_panels(given, RULE_CASES[rule], monkeypatch, run)), run
+
+
+@pytest.mark.parametrize("rule", TAKES_SIMILARITIES)
+def test_similarities_that_hurt(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values mean what they mean to the torch engine; rows count on panels too, and given tokens are taken."""
+    call = _hurting_similarities()
+    if RULE_CASES[rule].state is State.COVERAGE or rule in ("maxmin", "maxmin-weighted"):
+        # First priorities are of rows or of columns.
+        similarity = call.tensors["similarity"]
+        call.tensors["similarity"] = torch.where(torch.ones(139, 139).triu() > 0, similarity, similarity.mT)
+    for begun in (call, _begun(call, torch.tensor([[5, -1, 138, 3], [100, 5, 0, 0]]))):
+        monkeypatch.setattr(checks, "check_values", lambda *_, **__: None)  # nobody reads them on a GPU
+        whole = _whole(begun, RULE_CASES[rule], monkeypatch)
+        for run in RUNS:
+            assert same(whole, _on_panels(begun, RULE_CASES[rule], monkeypatch, run)), run
+        if rule in EXACT_RULES:
+            expected = idsel.select(**begun.inputs(), k=call.k, rule=RULE_CASES[rule], backend="torch")
+            assert torch.equal(whole.indices, expected.indices)
+            assert torch.equal(whole.scores, expected.scores)
+
+
+@pytest.mark.parametrize("budget", [WHOLE, 1])
+def test_similarities_lie_anywhere(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    similarity = _exact_similarities(exact(2, 70, 16))
+    importance = clustered(2, 70, 4).importance
+    wide = torch.full((2, 75, 153), float("nan"))
+    interleaved = torch.full((70, 2, 70), float("nan")).transpose(0, 1)
+    views = [wide[:, 1:71, 3:73], interleaved, wide.clone()[:, 5:, 4:144:2]]
+    for view in views:
+        view.copy_(similarity)
+    views += [similarity.mT, similarity[:1].expand(2, 70, 70)]
+    for rule in (idsel.MMR(), idsel.Coverage()):
+        set_gram_budget(monkeypatch, emulated.NAME, budget)
+        for view in views:
+            matrix = view.clone(memory_format=torch.contiguous_format)
+            packed = Call({"similarity": matrix, "importance": importance}, 20)
+            assert same(_select(packed, rule, monkeypatch), _select(_similarities(packed, view), rule, monkeypatch))
+
+
+def test_similarities_are_explained_and_checked() -> None:
+    def explained(tokens: int, rule: idsel.Rule) -> idsel.Explanation:
+        matrix, importance = torch.zeros(1, 1, 1).expand(1, tokens, tokens), torch.ones(1, tokens)
+        return idsel.explain(None, 2, rule, importance, similarity=matrix, backend=emulated.NAME)
+
+    assert "one launch: the Gram from the similarities given, then one CTA" in explained(64, idsel.MMR()).algorithm
+    on_panels = explained(17_000, idsel.MMR()).algorithm
+    assert "panels of 64 rows of the Gram from the similarities given and a group of CTAs" in on_panels
+    assert "(1 to 1; fewer where picks change nothing)" in on_panels
+    diagonal = explained(17_000, idsel.TopK()).algorithm
+    assert diagonal == "one launch: the diagonal of the similarities given, then one CTA per sample picks"
+    with pytest.raises(ValueError, match=r"^similarity must be a dense batch"):
+        offsets = torch.tensor([0, 4])
+        idsel.select(None, 2, idsel.MaxMin(), similarity=torch.eye(4), cu_seqlens=offsets, backend=emulated.NAME)
+    none = idsel.select(None, 2, idsel.MaxMin(), similarity=torch.ones(2, 0, 0), backend=emulated.NAME)
+    assert none.indices.tolist() == [[-1, -1]] * 2
+
+
 # --- Builds of their own ----------------------------------------------------------------------------------------------
 
 
@@ -456,6 +561,10 @@ MUTATIONS = {
     "a given token that is not taken": ("pick_loop.cuh", {"tokens.take(token);": ""}),
     "a given token at its old gain": ("coverage_state.cuh", {"if (arch::vote_ballot(stale) == 0) return;": "return;"}),
     "a token given twice on panels": ("panel.cuh", {"takes_part && next.tokens[before] != token;": "takes_part;"}),
+    "similarities from one side of the diagonal": (
+        "gram_epilogue.cuh",
+        {"TileIndex{tile.column, tile.row}": "TileIndex{tile.row, tile.column}"},
+    ),
     "a stale Coverage gain accepted": ("coverage_state.cuh", {"(is_fresh ? kFresh : 0u)": "kFresh"}),
 }
 

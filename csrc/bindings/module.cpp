@@ -140,7 +140,8 @@ class Call {
 
 // How such a call would be done, or why it cannot run.
 py::object cuda_plan(const std::vector<std::int64_t>& shape, std::int64_t k_max, std::int32_t rule,
-                     const std::vector<double>& params, bool ragged, std::int64_t gram_budget) {
+                     const std::vector<double>& params, bool ragged, std::int64_t gram_budget,
+                     bool features_are_similarities) {
     if (shape.size() != 3) throw py::value_error("shape must be (batch, token, dim)");
     const std::int32_t offsets = 0;  // only its presence counts
     idsel_args args{};
@@ -156,6 +157,7 @@ py::object cuda_plan(const std::vector<std::int64_t>& shape, std::int64_t k_max,
     args.param_count = static_cast<std::int64_t>(params.size());
     args.cu_seqlens = ragged ? &offsets : nullptr;
     args.gram_budget = gram_budget;
+    args.features_are_similarities = features_are_similarities ? 1 : 0;
     idsel_plan plan;
     if (idsel_cuda_plan(&args, &plan) != IDSEL_OK) return py::str(idsel_last_error());
     static const char* const kAlgorithms[] = {"norms", "gram", "panels"};
@@ -196,7 +198,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def("on_cpu", &Call::on_cpu)
         .def("on_cuda", &Call::on_cuda);
     m.def("cuda_plan", &cuda_plan, py::arg("shape"), py::arg("k_max"), py::arg("rule"), py::arg("params"),
-          py::arg("ragged"), py::arg("gram_budget") = 0,
+          py::arg("ragged"), py::arg("gram_budget") = 0, py::arg("features_are_similarities") = false,
           "How a call would be done, as a dict; or a string that says why there is no such call.");
     m.def("cuda_failure", &cuda_failure, py::arg("device"), "Why a device cannot be used; None where it can.");
     m.attr("CUDA_COUNTERS_BYTES") = IDSEL_COUNTERS_BYTES;

@@ -153,9 +153,6 @@ idsel_status select_cpu(const idsel_args& args) {
 }
 
 idsel_status check_cuda(const idsel_args& args) {
-    if (args.features_are_similarities != 0) {
-        return fail(IDSEL_UNSUPPORTED, "the CUDA path computes similarities itself, from features");
-    }
     if (args.features_dim_stride != 1 && args.dim > 1) {
         return fail(IDSEL_UNSUPPORTED, "the CUDA path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));

@@ -181,4 +181,20 @@ IDSEL_DEVICE void store_tile(const Store& store, const TileIndex& tile, const Cl
     }
 }
 
+// The same from similarities that are given. What would be the mirror image is read too, since what counts of a pick is
+// its row.
+template <class Store>
+IDSEL_DEVICE void store_given_tile(const Store& store, const TileIndex& tile, const ClusterRole& cluster,
+                                   TileBuffers* buffers) {
+    IDSEL_UNROLL_BY(1)
+    for (int image = 0; image < (tile.row == tile.column ? 1 : 2); ++image) {
+        const TileIndex index = image == 0 ? tile : TileIndex{tile.column, tile.row};
+        const auto rows = rows_of<GivenSimilarity>(store.args, store.sample, index.row);
+        const auto columns = rows_of<GivenSimilarity>(store.args, store.sample, index.column);
+        MirroredSink<Store> sink(store, index, buffers);
+        if (image > 0) arch::cta_sync();  // nobody reads the scales of the first any more
+        given_tile(rows, columns, cluster, buffers, sink);
+    }
+}
+
 }  // namespace idsel::cuda

@@ -115,6 +115,8 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) gram_kernel(const IDSEL_GRID_
                 store_tile<BFloat16>(store, work.index, cluster, tile_buffers);
             } else if (args.dtype == IDSEL_FLOAT16) {
                 store_tile<Half>(store, work.index, cluster, tile_buffers);
+            } else if (args.dtype == kGivenSimilarities) {
+                store_given_tile(store, work.index, cluster, tile_buffers);
             } else {
                 store_tile<float>(store, work.index, cluster, tile_buffers);
             }

@@ -3,6 +3,7 @@
 
 #include "cuda/tile_math.cuh"
 #include "cuda/tile_scheduler.cuh"
+#include "rules/tokens.h"
 
 namespace idsel::cuda {
 
@@ -173,6 +174,54 @@ IDSEL_DEVICE void norm_tile(const KernelArgs& args, const Rows& rows, TileBuffer
     }
     const int thread = arch::thread_again();
     if (thread < kTile) sink(thread, norm);
+}
+
+// What lies in the place of features where similarities are given: row i of them is where the features of token i
+// would be.
+struct GivenSimilarity {
+    float c;
+};
+
+// What a token's similarity to itself says of it, as its squared norm.
+template <class Rows>
+IDSEL_DEVICE float given_square(const Rows& rows, int token) {
+    const float c = rows.base[token * (rows.stride + 1)].c;
+    if (!(fabsf(c) < INFINITY)) return INFINITY;
+    return c > 0.0f ? 1.0f : 0.0f;
+}
+
+// Similarities that are given, to the sink of gram_tile(), as the dot products of rows that need no scale. Each is read
+// from the row of its row.
+template <class Rows, class Columns, class Sink>
+IDSEL_DEVICE void given_tile(const Rows& rows, const Columns& columns, const ClusterRole& cluster, TileBuffers* buffers,
+                             Sink& sink) {
+    const int thread = arch::thread_again(), column = quad_column(thread);
+    if (thread < 2 * kTile) {
+        sink.norms(thread, given_square(rows, thread < kTile ? rows.token(thread) : columns.token(thread - kTile)));
+        buffers->scale[thread] = 1.0f;
+    }
+    // All loads before any store, which would hold them up.
+    Float4 c[2][kQuads] = {};
+    IDSEL_UNROLL
+    for (int slab = 0; slab < 2; ++slab) {
+        if (!cluster.has_slab(slab)) continue;
+        IDSEL_UNROLL
+        for (int at = 0; at < kQuads; ++at) {
+            const int i = rows.token(slab_row(slab, quad_row(at, thread)));
+            IDSEL_UNROLL
+            for (int e = 0; e < 4; ++e) {
+                const int j = columns.token(column + e);
+                c[slab][at].v[e] = i == j ? given_square(rows, i) : given_similarity(rows.base[i * rows.stride + j].c);
+            }
+        }
+    }
+    arch::cta_sync();  // scales are there
+    IDSEL_UNROLL
+    for (int slab = 0; slab < 2; ++slab) {
+        if (!cluster.has_slab(slab)) continue;
+        IDSEL_UNROLL
+        for (int at = 0; at < kQuads; ++at) sink.quad(slab, quad_row(at, thread), column, c[slab][at]);
+    }
 }
 
 }  // namespace idsel::cuda

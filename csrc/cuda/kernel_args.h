@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "idsel/select.h"
 #include "rules/tier.h"
 
 namespace idsel::cuda {
@@ -58,6 +59,10 @@ constexpr int64_t kMaxTokens = (int64_t{1} << 28) - 1;
 constexpr int64_t kMaxDim = (int64_t{1} << 30) - 1;
 
 constexpr int kRuleBytes = 32;
+
+// Beside the types of features: what lies in their place are similarities (N, N) of each sample, in float32.
+constexpr int32_t kGivenSimilarities = 3;
+static_assert(kGivenSimilarities > IDSEL_BFLOAT16 && kGivenSimilarities > IDSEL_FLOAT16);
 
 // Counters of a launch, then those of each sample: of its CTA group's barrier, arrivals, departures.
 constexpr int kCounterTicket = 0;
@@ -116,7 +121,7 @@ struct PickArgs {
     float* scores;
     int32_t sort;
     const void* features;
-    int32_t dtype;  // idsel_dtype
+    int32_t dtype;  // idsel_dtype, or kGivenSimilarities
     int32_t dim;
     int64_t features_batch_stride;
     int64_t features_token_stride;

@@ -96,7 +96,7 @@ bool rows_are_wide(const idsel_args& args) {
 KernelArgs kernel_args(const idsel_args& args, const Plan& plan) {
     KernelArgs to{};
     to.features = args.features;
-    to.dtype = args.dtype;
+    to.dtype = args.features_are_similarities != 0 ? kGivenSimilarities : args.dtype;
     to.dim = static_cast<int32_t>(args.dim);
     to.features_batch_stride = args.features_batch_stride;
     to.features_token_stride = args.features_token_stride;
@@ -204,8 +204,9 @@ idsel_status check_limits(const idsel_args& args, const Plan& plan) {
     return IDSEL_OK;
 }
 
-// What the dot products of a sample cost, with so many panels.
+// What the dot products of a batch cost, with so many panels of each sample.
 double flops_of(const idsel_args& args, const Plan& plan, int64_t panels) {
+    if (plan.ragged || args.features_are_similarities != 0) return 0;
     const auto side = static_cast<double>(ceil_div(plan.tokens, kTile));
     const double all = side * (side + 1) / 2;
     double tiles = all;
@@ -215,8 +216,7 @@ double flops_of(const idsel_args& args, const Plan& plan, int64_t panels) {
         tiles = static_cast<double>(panels) * (side + 1);  // the panel's tokens with one another are a tile too
         if (plan.rule.needs_runs) tiles += plan.rule.state == State::kCoverage ? side * side : all;
     }
-    return plan.ragged ? 0
-                       : tiles * 2 * kTile * kTile * static_cast<double>(args.dim) * static_cast<double>(args.batch);
+    return tiles * 2 * kTile * kTile * static_cast<double>(args.dim) * static_cast<double>(args.batch);
 }
 
 }  // namespace

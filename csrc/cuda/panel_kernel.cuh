@@ -124,6 +124,8 @@ IDSEL_GLOBAL void IDSEL_LAUNCH_BOUNDS(kCtaThreads) panel_kernel(const IDSEL_GRID
                 do_phase<BFloat16>(call, phase);
             } else if (args.dtype == IDSEL_FLOAT16) {
                 do_phase<Half>(call, phase);
+            } else if (args.dtype == kGivenSimilarities) {
+                do_phase<GivenSimilarity>(call, phase);
             } else {
                 do_phase<float>(call, phase);
             }

@@ -148,14 +148,20 @@ IDSEL_DEVICE void norms_phase(const PhaseCall& call) {
         list_tile(sample, tile, call.buffers->rows);
         arch::cta_sync();
         const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, call.buffers->rows};
-        norm_tile<TileMath<T, Want::kNorms>>(args, rows, &call.buffers->tile, [&](int row, float square) {
+        const auto sink = [&](int row, float square) {
             const int token = call.buffers->rows[row];
             if (token < 0) return;
             args.square[sample.row + token] = square;
             if (args.run_depth > 0) {
                 *reinterpret_cast<uint32_t*>(first_of(args, sample, token)) = order_of(-INFINITY);
             }
-        });
+        };
+        if constexpr (std::is_same_v<T, GivenSimilarity>) {
+            const int row = arch::thread();
+            if (row < kTile) sink(row, given_square(rows, rows.token(row)));
+        } else {
+            norm_tile<TileMath<T, Want::kNorms>>(args, rows, &call.buffers->tile, sink);
+        }
     }
 }
 
@@ -169,7 +175,11 @@ IDSEL_DEVICE void phase_tile(const PhaseCall& call) {
     const ListedRows<T> rows{features_of<T>(args, sample), args.features_token_stride, buffers->rows};
     const ListedRows<T> columns{features_of<T>(args, sample), args.features_token_stride, buffers->columns};
     PhaseSink sink{args, sample, buffers, {NearestStore{args, sample}, buffers->index, &buffers->tile}};
-    gram_tile<TileMath<T, Want::kDots>>(args, rows, columns, cluster, &buffers->tile, sink);
+    if constexpr (std::is_same_v<T, GivenSimilarity>) {
+        given_tile(rows, columns, cluster, &buffers->tile, sink);
+    } else {
+        gram_tile<TileMath<T, Want::kDots>>(args, rows, columns, cluster, &buffers->tile, sink);
+    }
     if (buffers->phase != Phase::kNearest) return;
     arch::cta_sync();
     for (int slab = 0; slab < 2; ++slab) {

@@ -48,8 +48,6 @@ class CudaEngine:
         reasons = []
         if failure := self._failure_of(problem.device.index or 0):
             reasons.append(failure)
-        if problem.similarity:
-            reasons.append("it computes similarities itself, from features")
         if problem.rule.rule_id not in self._rule_ids():
             reasons.append(f"the compiled library has no rule {type(problem.rule).__name__}")
         elif isinstance(why := self._workspace_for(problem), str):
@@ -59,7 +57,8 @@ class CudaEngine:
     def algorithm(self, problem: Problem) -> str:
         """How it would run this problem."""
         if not problem.rule.needs_similarities:
-            return "one launch: norms, then one CTA per sample picks"
+            begins = "the diagonal of the similarities given" if problem.similarity else "norms"
+            return f"one launch: {begins}, then one CTA per sample picks"
         plan = self._plan_for(problem)
         assert isinstance(plan, dict), plan
         return _described(problem, plan)
@@ -88,7 +87,7 @@ class CudaEngine:
         rule_id, params = problem.rule.encode()
         shape = (problem.batch, problem.tokens, problem.dim)
         answer: dict[str, Any] | str = self._library().cuda_plan(
-            shape, problem.k_max, rule_id, params, problem.ragged, gram_budget_bytes
+            *(shape, problem.k_max, rule_id, params, problem.ragged, gram_budget_bytes, problem.similarity)
         )
         return answer
 
@@ -193,20 +192,22 @@ class _Launcher(LibraryCall):
 def _described(problem: Problem, plan: dict[str, Any]) -> str:
     """A plan of the library (`idsel_plan` in csrc/include/idsel/select.h) in words."""
     least, most = (_flops(flops) for flops in plan["flops"])
-    arithmetic = "float32 arithmetic" if problem.dtype is torch.float32 else "tensor cores"
+    has_flops = not (problem.ragged or problem.similarity)
+    made = "by float32 arithmetic" if problem.dtype is torch.float32 else "by tensor cores"
+    made = "from the similarities given" if problem.similarity else made
     if plan["algorithm"] == "gram":
-        flops = "" if problem.ragged else f" ({most})"
+        flops = f" ({most})" if has_flops else ""
         rows = "rows of it, those whose gain could win," if problem.rule.state is State.COVERAGE else "one row of it"
-        work = f"the Gram by {arithmetic}{flops}, then one CTA per sample reads {rows} per pick"
+        work = f"the Gram {made}{flops}, then one CTA per sample reads {rows} per pick"
     else:
         panels = "as many as the gains call for"
         if problem.rule.state is not State.COVERAGE:
-            flops = "" if problem.ragged else f", {least} to {most}"
+            flops = f", {least} to {most}" if has_flops else ""
             fewest, most_panels = plan["panels"]
             panels = f"{fewest} to {most_panels}{flops}; fewer where picks change nothing"
         longer = " of the samples that are too long for a whole one" if problem.ragged else ""
         work = (
-            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} by {arithmetic} and a group of CTAs "
+            f"norms, then panels of {plan['panel_rows']} rows of the Gram{longer} {made} and a group of CTAs "
             f"per sample ({panels})"
         )
     launches = "one launch" if plan["launches"] == 1 else f"{plan['launches']} launches"

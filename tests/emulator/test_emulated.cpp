@@ -1,6 +1,7 @@
 // The CUDA engine on the emulator against the CPU engine; buffers of exactly their size, for a sanitizer.
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <string>
 
 #include "calls.h"
@@ -82,6 +83,39 @@ void test_given() {
     make_exact(call);
     call.given = {7, -1, 70, 7, 2, 1000, 5, 0, -9, 69, 9, 9, 9, 9};
     for (const Rule& rule : greedy_rules(70)) run_on_both(call, rule, exact(rule));
+}
+
+// Similarities in place of the features that have them, some of which have no direction or are not finite.
+void test_similarities(int64_t n, int64_t gram_budget) {
+    const int64_t batch = 2, dim = 16, pitch = n + 3;
+    Call call = make_call(1, batch, n, dim, n, IDSEL_FLOAT32, false);
+    make_exact(call);
+    std::fill_n(call.features32.begin() + 3 * dim, dim, 0.0f);
+    call.features32[static_cast<size_t>((n + 5) * dim)] = kNaN;
+    call.args.device = IDSEL_CUDA;
+    call.args.gram_budget = gram_budget;
+    Call given = call;
+    given.features32.assign(static_cast<size_t>(batch * n * pitch), kNaN);
+    for (int64_t row = 0; row < batch * n; ++row) {
+        for (int64_t j = 0; j < n; ++j) {
+            const float* a = call.features32.data() + row * dim;
+            const float* b = call.features32.data() + (row / n * n + j) * dim;
+            given.features32[static_cast<size_t>(row * pitch + j)] =
+                std::inner_product(a, a + dim, b, 0.0f) / static_cast<float>(dim);
+        }
+    }
+    given.args.features_are_similarities = 1;
+    given.args.dim = n;
+    given.args.features_batch_stride = n * pitch;
+    given.args.features_token_stride = pitch;
+    for (const Rule& rule : greedy_rules(n)) {
+        if (rule.id == 7) continue;  // it compares no tokens
+        call.args.rule = given.args.rule = rule.id;
+        call.params = given.params = rule.params;
+        run(call);
+        run(given);
+        CHECK(same(call, given));
+    }
 }
 
 // Several panels, by several CTAs; `given` tokens first.
@@ -228,6 +262,7 @@ int main(int count, char** words) {
     for (int64_t given : {0, 150}) {
         if (part == "panels" || part.empty()) test_panels(200, given);
     }
+    if (part == "panels" || part.empty()) test_similarities(140, 1);
     if (part == "panels") return 0;
     test_redux_by_shuffles();
     for (int64_t dim : {1, 31, 40, 320, 519}) test_bfloat16_without_tensor_cores(dim);
@@ -235,6 +270,7 @@ int main(int count, char** words) {
     test_hurting(IDSEL_FLOAT32, 1, 9, 8, 9);
     if (part != "odd") test_exact(1, 70, 16, 8);
     test_given();
+    test_similarities(70, 0);
     if (part == "gram") return 0;
     test_clusters(IDSEL_FLOAT32, 257);
     test_clusters(IDSEL_FLOAT16, 519);

@@ -80,7 +80,7 @@ typedef struct idsel_args {
     int64_t features_token_stride;
     int64_t features_dim_stride; /* has to be 1 */
 
-    /* CPU: nonzero: `features` are the similarities of the tokens instead, (B, N, N) in float32, with dim = N: c_ij in
+    /* Nonzero: `features` are the similarities of the tokens instead, (B, N, N) in float32, with dim = N: c_ij in
      * row i, taken as symmetric and clamped to [-1, 1], a NaN as -1. The diagonal says what a token is, as the squares
      * of norms would: not finite, it does not take part; not positive, it has no direction. Not with cu_seqlens, nor
      * for rules that compare no tokens but read channels. */
@@ -163,7 +163,9 @@ typedef struct idsel_plan {
     int64_t workspace_bytes;
     int64_t least_panels; /* of a sample without given tokens, by its picks. Fewer where they change nothing */
     int64_t most_panels;
-    double least_flops; /* for the dot products of all samples; 0 for a ragged batch, whose lengths are on the device */
+    /* For the dot products of all samples. 0 for a ragged batch, whose lengths are on the device, and where there are
+     * none, since similarities are given. */
+    double least_flops;
     double most_flops;
 } idsel_plan;
 
