@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,15 +23,15 @@ from idsel_kernels import (
     MatrixCoverage,
     MaxMin,
     Rule,
-    dispatch,
 )
 from idsel_kernels.engines import cpu
 from idsel_kernels.engines.reference import Batch
-from idsel_kernels.problem import Inputs, Problem
+from idsel_kernels.problem import Inputs
 from idsel_kernels.testing import Case, assert_parity, check_selection, clustered, exact, oracle
 
 INF, NAN = float("inf"), float("nan")
-ENGINES = [backend for backend in for_shared_tests(None) if backend.id in ("torch", "cpu")]
+# Those that take tensors on the CPU, device code among them.
+ENGINES = [backend for backend in for_shared_tests(None) if backend.device.type == "cpu"]
 EACH_ENGINE = pytest.mark.parametrize(
     "engine", [pytest.param(backend, id=backend.id, marks=backend.marks) for backend in ENGINES], indirect=True
 )
@@ -569,14 +568,3 @@ def test_prune_and_dart_say_what_goes_with_it() -> None:
         idsel.dart_select(None, 5, scores, similarity=matrix, text=case.features, text_importance=scores)
     with pytest.raises(ValueError, match=r"^similarity must be \(B, N, N\), got shape \(12, 12\)$"):
         torch.ops.idsel.select(matrix[0], [5], *MMR().encode(), importance=scores[0], similarity=True)
-
-
-def test_engines_that_take_none_say_so() -> None:
-    inputs = Inputs(torch.eye(4)[None], torch.ones(1, 4))
-    problem = Problem.of(inputs, MMR(), [2], False, True)
-    for name, device in (("cuda", "cuda"), ("triton", "cpu")):
-        engine = dispatch._load(name)
-        if isinstance(engine, str) or (name == "triton" and importlib.util.find_spec("triton") is None):
-            continue
-        reasons = engine.unsupported_reasons(problem._replace(device=torch.device(device)))
-        assert "it computes similarities itself, from features" in reasons

@@ -15,12 +15,6 @@ IDSEL_HD float clamp_importance(float importance) {
     return importance < kLargest ? importance : kLargest;
 }
 
-// c_ij that is given, in place of features: within range like a cosine, and a number.
-IDSEL_HD float given_similarity(float c) {
-    const float at_least = c > -1.0f ? c : -1.0f;  // NaN compares false
-    return at_least < 1.0f ? at_least : 1.0f;
-}
-
 IDSEL_HD float clamp_cosine(float c) { return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c; }
 
 // c_ij that is given, in place of features: within range like a cosine, and a number.
