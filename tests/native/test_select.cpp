@@ -267,7 +267,6 @@ void test_refusals() {
     refused_similarities(IDSEL_INVALID, "dim 4, tokens 5", [](idsel_args& a) { a.dim = 4; });
     refused_similarities(IDSEL_INVALID, "dtype 1", [](idsel_args& a) { a.dtype = IDSEL_FLOAT16; });
     refused_similarities(IDSEL_INVALID, "cu_seqlens", [](idsel_args& a) { a.cu_seqlens = whole; });
-    refused_similarities(IDSEL_UNSUPPORTED, "CUDA path", [](idsel_args& a) { a.device = IDSEL_CUDA; });
     refused_similarities(IDSEL_INVALID, "MatrixCoverage takes no similarities", [](idsel_args& a) {
         a.rule = 7;
         a.param_count = 0;
