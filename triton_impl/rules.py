@@ -173,9 +173,10 @@ def similarity(dot, scale_i, scale_j):
 def given_similarity(value, is_own):
     """What stands for the dot product of unit vectors where the caller gives similarities.
 
-    NaN counts as -1, the maximum of both. What a token's own one says of it is another matter, see `tiles.read_tile`.
+    NaN counts as -1, and compares false: a maximum of both is NaN in the interpreter of Triton 3.2. What a token's own
+    similarity says of it is another matter, see `tiles.read_tile`.
     """
-    return tl.where(is_own, 1.0, tl.minimum(tl.maximum(value, -1.0), 1.0))
+    return tl.where(is_own, 1.0, tl.where(value > -1.0, tl.minimum(value, 1.0), -1.0))
 
 
 @triton.jit
