@@ -36,6 +36,11 @@ class CostModel {
     CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, bool history = false)
         : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits), history_(history ? 1 : 0) {}
 
+    // Whether so many picks can take so long that helpers, which start late, do a good part of it.
+    static bool threads_help(int64_t n, int64_t dim, int64_t picks) {
+        return static_cast<double>(n * picks) * Costs::row(dim) > 4 * kAlone;
+    }
+
     // Of a row that all tokens absorb, and of as many evaluations one by one.
     double row_cost(bool has_gram) const {
         return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_ * Costs::kHistoryInRow) / threads_;
@@ -44,9 +49,9 @@ class CostModel {
         const double each = (has_gram ? Costs::kStep : Costs::on_demand(dim_)) + history_ * Costs::kHistory;
         return evaluations * (Costs::kSearch + each / threads_);
     }
-    bool exceeds_row(double evaluations, double from_top, bool has_gram) const {
+    bool exceeds_rows(double evaluations, double from_top, double rows, bool has_gram) const {
         const double search = from_top * (Costs::kTop + n_ * Costs::kTopOfAll);
-        return search + lazy_cost(evaluations, has_gram) > row_cost(has_gram);
+        return search + lazy_cost(evaluations, has_gram) > rows * row_cost(has_gram);
     }
     // Whether `picks` more picks of so many evaluations each cost more than rows, some more of which have to be caught
     // up with, be they computed or looked up in a Gram.
@@ -82,9 +87,12 @@ class CostModel {
     // After a pick, for which `evaluations` similarities were computed on demand.
     void count_pick(int64_t evaluations) {
         const auto fresh = static_cast<double>(evaluations);
-        rate_ = picks_++ == 0 ? fresh : (3 * rate_ + fresh) / 4;
+        rate_ = rate_with(fresh);
+        ++picks_;
     }
     double rate() const { return rate_; }
+    // With the evaluations of one more pick: a single one may need many, as when most priorities fall to the floor.
+    double rate_with(double evaluations) const { return picks_ < 2 ? evaluations / 2 : (3 * rate_ + evaluations) / 4; }
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
     // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {

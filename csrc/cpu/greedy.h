@@ -90,19 +90,26 @@ struct Run {
 };
 
 inline CostModel cost_model(const Run& run, bool history = false) {
-    const Similarity& similarity = run.similarity;
-    return {run.sample.n, run.sample.dim, similarity.pool().threads(), similarity.gram_fits_budget(), history};
+    const Sample& sample = run.sample;
+    const int threads = CostModel::threads_help(sample.n, sample.dim, sample.k) ? run.similarity.pool().threads() : 1;
+    return {sample.n, sample.dim, threads, run.similarity.gram_fits_budget(), history};
 }
 
 // The rest: those without a priority by importance, then those that do not take part by index.
 void take_rest(Run& run);
 
-// Picks that some token has not absorbed, and perhaps some that all have.
+// Rows by which blocks of tokens would catch up with all picks, on average.
 template <class Model>
 int64_t behind(const Model& model, const Run& run) {
-    int64_t most = 0;
-    for (int64_t j = 0; j < run.sample.n; ++j) most = std::max(most, run.competes(j) ? model.missing(j) : 0);
-    return most;
+    int64_t rows = 0;
+    for (int64_t begin = 0; begin < run.sample.n; begin += Block::kMost) {
+        int64_t most = 0;
+        for (int64_t j = begin; j < std::min(begin + Block::kMost, run.sample.n); ++j) {
+            most = std::max(most, run.competes(j) ? model.missing(j) : 0);
+        }
+        rows += most;
+    }
+    return rows / ((run.sample.n + Block::kMost - 1) / Block::kMost);
 }
 
 // Lets tokens absorb picks: those that are alike in what they have absorbed together, so that what is read of a pick

@@ -173,18 +173,21 @@ class LazyLoop {
         return !others_pay(cost_model_.rate());
     }
 
-    // Whether this pick alone has cost as much as a row, and the rest of them would at this rate.
+    // Whether this pick alone has cost as much as the rows by which all tokens would catch up, and those that are left
+    // would cost more than rows.
     bool rows_pay_by_now() {
         if (!Model::kRows) return false;
         const auto looked = static_cast<double>(looked_);
-        return cost_model_.exceeds_row(looked, from_top_, run_.similarity.has_gram()) &&
-               others_pay(std::max(looked, cost_model_.rate()));
+        const auto exceeds = [&](int64_t rows) {
+            return cost_model_.exceeds_rows(looked, from_top_, static_cast<double>(rows), run_.similarity.has_gram());
+        };
+        return exceeds(1) && exceeds(1 + behind(model_, run_)) && others_pay(cost_model_.rate_with(looked));
     }
 
     // The same from the outset, where most bounds are alike: by experience half of these come up for each pick.
     bool ties_make_rows_pay() {
         const double alike = static_cast<double>(argmax_.count_largest()) / 2;
-        return cost_model_.exceeds_row(alike, 0, run_.similarity.has_gram()) && others_pay(alike);
+        return cost_model_.exceeds_rows(alike, 0, 1, run_.similarity.has_gram()) && others_pay(alike);
     }
 
     // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.

@@ -71,10 +71,12 @@ class RowLoop {
         choose_source();
     }
 
+    // Tokens that no pick changes any more may be behind, as long as they need no history.
     int64_t least_progress(int64_t block) const {
         int64_t least = model_.visible();
         for (int64_t j = begin_of(block); j < end_of(block); ++j) {
-            if (run_.competes(j)) least = std::min(least, model_.progress(j));
+            const bool waits = Model::kHistory || model_.missing(j) > 0;
+            if (run_.competes(j) && waits) least = std::min(least, model_.progress(j));
         }
         return least;
     }
