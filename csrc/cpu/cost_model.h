@@ -53,10 +53,9 @@ class CostModel {
         const double search = from_top * (Costs::kTop + n_ * Costs::kTopOfAll);
         return search + lazy_cost(evaluations, has_gram) > rows * row_cost(has_gram);
     }
-    // Whether `picks` more picks of so many evaluations each cost more than rows, some more of which have to be caught
-    // up with, be they computed or looked up in a Gram.
-    bool rows_pay(double rate, double picks, double behind, bool has_gram) const {
-        const double lazy = picks * lazy_cost(rate, has_gram), rows = picks + behind;
+    // Whether so many evaluations cost more than so many rows, be these computed or looked up in a Gram.
+    bool rows_pay(double evaluations, double rows, bool has_gram) const {
+        const double lazy = lazy_cost(evaluations, has_gram);
         return lazy > rows * row_cost(has_gram) ||
                (!has_gram && gram_fits_ && lazy > gram_cost() + rows * row_cost(true));
     }

@@ -31,6 +31,7 @@ class CoverageModel {
     int64_t progress(int64_t) const { return 0; }
     int64_t advance(const int64_t* tokens, int64_t count);
     bool take(const Pick& pick);
+    bool settled(int64_t) const { return false; }
     int64_t missing(int64_t) const { return 0; }
     static constexpr bool kHistory = false;
     static constexpr bool kRows = false;  // a pick changes sums, not a number per token

@@ -20,6 +20,7 @@
 //   bool kShared            whether threads share out advance() by tokens
 //   bool take(pick)         a pick was made; false if it may raise others, so that laziness is over
 //   int64_t missing(j)      picks that j has not absorbed and could
+//   bool settled(j)         whether no pick changes it any more
 //   bool kHistory           whether tokens keep numbers of all picks
 //   bool kRows              whether tokens may absorb a pick one after the other, by a row of similarities. If so:
 // clang-format on
@@ -110,6 +111,16 @@ int64_t behind(const Model& model, const Run& run) {
         rows += most;
     }
     return rows / ((run.sample.n + Block::kMost - 1) / Block::kMost);
+}
+
+// The most similarities that so many more picks can take, one by one.
+template <class Model>
+int64_t most_evaluations(const Model& model, const Run& run, int64_t picks) {
+    int64_t most = 0;
+    for (int64_t j = 0; j < run.sample.n; ++j) {
+        if (run.competes(j)) most += model.missing(j) + (model.settled(j) ? 0 : picks);
+    }
+    return most;
 }
 
 // Lets tokens absorb picks: those that are alike in what they have absorbed together, so that what is read of a pick

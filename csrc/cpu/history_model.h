@@ -59,6 +59,7 @@ class HistoryModel {
         return true;
     }
 
+    bool settled(int64_t j) const { return key(j) == kNoKey; }
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
 
     static constexpr bool kHistory = true;

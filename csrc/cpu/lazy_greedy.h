@@ -193,12 +193,16 @@ class LazyLoop {
     // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
     bool others_pay(double rate) const {
         if (!Model::kRows) return false;
-        const auto pays = [=](int64_t caught_up) {
-            return cost_model_.rows_pay(rate, static_cast<double>(run_.remaining()), static_cast<double>(caught_up),
+        const int64_t picks = run_.remaining();
+        const auto pays = [&](double evaluations, int64_t caught_up) {
+            return cost_model_.rows_pay(evaluations, static_cast<double>(picks + caught_up),
                                         run_.similarity.has_gram());
         };
-        // Most often these tell, without a look at all tokens.
-        return pays(0) && (pays(static_cast<int64_t>(run_.picks.size())) || pays(behind(model_, run_)));
+        // Most often the first tells, without a look at all tokens.
+        const double evaluations = rate * static_cast<double>(picks);
+        if (!pays(evaluations, 0)) return false;
+        const auto most = static_cast<double>(most_evaluations(model_, run_, picks));
+        return pays(std::min(evaluations, most), behind(model_, run_));
     }
 
     Model& model_;

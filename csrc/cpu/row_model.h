@@ -72,6 +72,7 @@ class RowModel {
         return !raised_;
     }
 
+    bool settled(int64_t j) const { return is_settled(j); }
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
     static constexpr bool kHistory = false;
