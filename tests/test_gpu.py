@@ -16,7 +16,7 @@ from cases import RULE_CASES
 
 import idsel_kernels as idsel
 from idsel_kernels import dispatch
-from idsel_kernels.testing import clustered, ragged
+from idsel_kernels.testing import clustered, exact, ragged
 
 ALL_RULES = pytest.mark.parametrize("rule", RULE_CASES)
 
@@ -230,6 +230,23 @@ def test_panels_pick_what_the_gram_does(name: str, gpu: Backend, monkeypatch: py
     with_gram = gpu.select(**inputs, k=64, rule=rule)
     set_gram_budget(monkeypatch, gpu.name, 2**20)
     assert same(with_gram, gpu.select(**inputs, k=64, rule=rule))
+
+
+@pytest.mark.parametrize("panels", [False, True], ids=["gram", "panels"])
+@ALL_RULES
+def test_similarities_give_the_picks_of_features(
+    rule: str, panels: bool, gpu: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(RULE_CASES[rule], idsel.MatrixCoverage):
+        pytest.skip("MatrixCoverage takes no similarities")
+    case = exact(2, 200, 64, seed=3)
+    unit = torch.nn.functional.normalize(case.features.double(), dim=-1)
+    features, importance = gpu.put(case.features), gpu.put(case.importance)
+    expected = gpu.select(features, 60, RULE_CASES[rule], importance)
+    if panels:
+        set_gram_budget(monkeypatch, gpu.name, 1)
+    similarity = gpu.put((unit @ unit.mT).float())
+    assert same(expected, gpu.select(None, 60, RULE_CASES[rule], importance, similarity=similarity))
 
 
 @pytest.mark.parametrize("name", RULE_CASES)

@@ -30,8 +30,8 @@ from idsel_kernels.problem import Inputs
 from idsel_kernels.testing import Case, assert_parity, check_selection, clustered, exact, oracle
 
 INF, NAN = float("inf"), float("nan")
-# Those that take tensors on the CPU, device code among them.
-ENGINES = [backend for backend in for_shared_tests(None) if backend.device.type == "cpu"]
+# Device code takes similarities in test_emulator.py, test_triton_interpreter.py and test_gpu.py.
+ENGINES = [backend for backend in for_shared_tests(None) if backend.id in ("torch", "cpu")]
 EACH_ENGINE = pytest.mark.parametrize(
     "engine", [pytest.param(backend, id=backend.id, marks=backend.marks) for backend in ENGINES], indirect=True
 )
@@ -50,16 +50,8 @@ EACH_GREEDY_RULE = pytest.mark.parametrize("rule", GREEDY_CASES.values(), ids=GR
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """What `select` knows each engine by."""
-    name, rule = request.param.name, request.node.callspec.params.get("rule")
-    if rule is not None and rule not in cases_of(name).values():
-        pytest.skip(f"{name} has no kernel of {rule}")
     with request.param.running(request):
-        yield name
-
-
-def cases_of(engine: str) -> dict[str, Rule]:
-    """The rules that it has: those which pick at once run on a GPU in the torch engine."""
-    return CASES if engine in ("torch", "cpu") else GREEDY_CASES
+        yield request.param.name
 
 
 def gram(features: torch.Tensor) -> torch.Tensor:
@@ -140,7 +132,7 @@ def test_similarities_need_be_of_no_features(rule: Rule, engine: str) -> None:
 def test_a_sample_does_not_depend_on_its_batch_mates(engine: str) -> None:
     case = clustered(4, 50, 24)
     similarity = gram(case.features)
-    for rule in cases_of(engine).values():
+    for rule in CASES.values():
         together = pick(case, 20, rule, engine, similarity)
         for b in range(4):
             alone = idsel.select(None, 20, rule, case.importance[b], similarity=similarity[b], backend=engine)
@@ -224,7 +216,7 @@ def test_of_two_that_differ_the_one_in_the_row_of_the_pick_counts(name: str, eng
 
 @EACH_ENGINE
 def test_one_token_and_none(engine: str) -> None:
-    for name, rule in cases_of(engine).items():
+    for name, rule in CASES.items():
         if name == "dart-text":
             continue
         one = idsel.select(None, 2, rule, torch.ones(1), similarity=torch.tensor([[0.5]]), backend=engine)
@@ -281,7 +273,7 @@ def test_the_matrix_is_not_written_to(engine: str) -> None:
     case = clustered(2, 45, 24)
     similarity = gram(case.features) * 1.5
     before = similarity.clone()
-    for rule in cases_of(engine).values():
+    for rule in CASES.values():
         pick(case, 20, rule, engine, similarity.requires_grad_())
         assert torch.equal(similarity.detach(), before)
 
@@ -358,10 +350,9 @@ def test_shorthands_take_it(engine: str) -> None:
         (idsel.dpp_select(None, 9, scores, **more), DPP()),
         (idsel.coverage_select(None, 9, scores, **more), Coverage()),
         (idsel.topk_select(None, 9, scores, **more), idsel.TopK()),
+        (idsel.eliminate_select(None, 9, scores, **more), Elimination()),
+        (idsel.dart_select(None, 9, scores, **more), DART()),
     ]
-    if "dart" in cases_of(engine):
-        pairs.append((idsel.eliminate_select(None, 9, scores, **more), Elimination()))
-        pairs.append((idsel.dart_select(None, 9, scores, **more), DART()))
     for sel, rule in pairs:
         assert_same(sel, pick(case, 9, rule, engine, matrix))
     assert_same(idsel.select(k=9, rule="mmr", importance=scores, **more), pick(case, 9, MMR(), engine, matrix))

@@ -98,7 +98,7 @@ void Similarity::tile(const int64_t* tokens, int64_t count, const int64_t* other
 
 void Similarity::row(int64_t i, int64_t begin, int64_t end, float* c) const {
     if (has_gram()) {
-        std::transform(gram_row(i) + begin, gram_row(i) + end, c, given_similarity);
+        std::transform(gram_row(i) + begin, gram_row(i) + end, c, [](float value) { return given_similarity(value); });
         if (begin <= i && i < end) c[i - begin] = norms_[static_cast<size_t>(i)] == kPositive ? 1.0f : 0.0f;
         return;
     }
