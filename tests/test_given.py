@@ -90,7 +90,9 @@ def test_a_ragged_batch_begins_with_them_too(rule: Rule, engine: str) -> None:
 @EACH_ENGINE
 @EACH_RULE
 def test_picks_after_any_tokens_are_those_of_the_formulas(rule: Rule, engine: str) -> None:
-    for seed, k in enumerate((3, 20, 20, 60)):
+    rounds = list(enumerate((3, 20, 20, 60)))
+    # Device code on a CPU takes seconds each.
+    for seed, k in rounds if engine in ("torch", "cpu") else rounds[1:2]:
         # Fewer dimensions than picks would leave DPP with rounding errors to choose from.
         case = clustered(2, 60, 64, seed=seed, importance="flat" if seed % 2 else "skewed")
         if seed == 2:
