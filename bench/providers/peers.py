@@ -1,4 +1,4 @@
-"""Packages that select on a CPU, where they are installed: `pip install -r bench/providers/peers.txt`.
+"""Packages that select on a CPU, where they are installed; bench/tools/cpu_peers.py says how.
 
 Each takes one sample, unit rows x (N, D) that are made beforehand, and the importance (N,), and returns picks. On unit
 rows the Euclidean order is the order of the cosines. `Coverage` and `DPP` are theirs too, with the product of all rows
