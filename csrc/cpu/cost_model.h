@@ -4,60 +4,90 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 namespace idsel::cpu {
 
 // Costs in nanoseconds of the machine on which they were fitted (docs/cpu_engine.md). Only their ratios matter, and
 // only for speed: every path picks the same tokens.
 struct Costs {
-    // One similarity on demand, a few of a token from one reading of its features, and the rule.
-    static double on_demand(int64_t dim) { return 8.0 + 0.028 * static_cast<double>(dim); }
-    // What goes with it and no other thread can take over: finding the token, and its new place.
-    static constexpr double kSearch = 8.0;
-    // A token from the top: finding it, and among how many blocks of tokens.
-    static constexpr double kTop = 30.0;
+    // A look at a token that may win: finding it, and its new place. No other thread can take that over.
+    static constexpr double kLook = 50.0;
+    // What finding it adds, by the number of tokens, where it is looked for alone.
     static constexpr double kTopOfAll = 0.01;
+    // One similarity on demand, a few of a token from one reading of its features, and the rule.
+    static double on_demand(int64_t dim) { return 9.0 + 0.023 * static_cast<double>(dim); }
     // One similarity of a row that all tokens absorb one after the other.
-    static double row(int64_t dim) { return 1.3 + 0.04 * static_cast<double>(dim); }
-    // The same where it is looked up.
+    static double row(int64_t dim) { return dim > kFewDims ? 1.0 + 0.034 * static_cast<double>(dim) : 0.7; }
+    // The same where they are looked up.
+    static constexpr double kLookUp = 4.0;
     static constexpr double kStep = 0.7;
-    // What histories add to either.
-    static constexpr double kHistory = 20.0;
-    static constexpr double kHistoryInRow = 3.0;
+    // When another loop goes on, for each token.
+    static constexpr double kHandOver = 8.0;
+    // Of a row that a block of tokens catches up with: several of them read its features once.
+    static constexpr double kCatchUp = 0.6;
+    // What histories of so many picks add to either.
+    static double history(double picks) { return 8.0 + 0.03 * picks; }
+    static double history_in_row(double picks) { return 0.4 + 0.03 * picks; }
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 3.5 + 0.0135 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
     static constexpr double kCompare = 2.0;
 };
 
+// What the lazy loop does for some picks: looks at tokens, and similarities that these look up or take on demand.
+struct Effort {
+    double looks = 0, similarities = 0;
+
+    Effort operator+(const Effort& other) const { return {looks + other.looks, similarities + other.similarities}; }
+    Effort operator*(double factor) const { return {looks * factor, similarities * factor}; }
+};
+
 // What the lazy loop counts, and what it concludes.
 class CostModel {
   public:
-    // `history`: whether tokens keep numbers of all picks, and meet a pick by a product of those, too.
-    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, bool history = false)
-        : n_(static_cast<double>(n)), dim_(dim), threads_(threads), gram_fits_(gram_fits), history_(history ? 1 : 0) {}
+    // `history`: numbers that a token keeps of earlier picks and meets the next by a product of, on average.
+    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, double history = 0)
+        : n_(static_cast<double>(n)),
+          dim_(dim),
+          threads_(threads),
+          gram_fits_(gram_fits),
+          history_(history > 0 ? Costs::history(history) : 0),
+          history_in_row_(history > 0 ? Costs::history_in_row(history) : 0) {}
 
     // Whether so many picks can take so long that helpers, which start late, do a good part of it.
     static bool threads_help(int64_t n, int64_t dim, int64_t picks) {
         return static_cast<double>(n * picks) * Costs::row(dim) > 4 * kAlone;
     }
 
-    // Of a row that all tokens absorb, and of as many evaluations one by one.
+    // Whether the lazy loop need not be tried first: to find out by `picks` rows whether it would do with less takes
+    // less than one similarity of each token on demand.
+    bool rows_come_first(int64_t picks, bool has_gram) const {
+        return static_cast<double>(picks) * row_cost(has_gram) < lazy_cost({0, n_}, has_gram);
+    }
+    // Of a row that all tokens absorb, and of what the lazy loop does.
     double row_cost(bool has_gram) const {
-        return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_ * Costs::kHistoryInRow) / threads_;
+        return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_in_row_) / threads_;
     }
-    double lazy_cost(double evaluations, bool has_gram) const {
-        const double each = (has_gram ? Costs::kStep : Costs::on_demand(dim_)) + history_ * Costs::kHistory;
-        return evaluations * (Costs::kSearch + each / threads_);
+    double lazy_cost(Effort effort, bool has_gram) const {
+        const double each = (has_gram ? Costs::kLookUp : Costs::on_demand(dim_)) + history_;
+        return effort.looks * Costs::kLook + effort.similarities * each / threads_;
     }
-    bool exceeds_rows(double evaluations, double from_top, double rows, bool has_gram) const {
-        const double search = from_top * (Costs::kTop + n_ * Costs::kTopOfAll);
-        return search + lazy_cost(evaluations, has_gram) > rows * row_cost(has_gram);
+    // `from_top`: how many of the looks were at tokens found alone.
+    bool exceeds_rows(Effort effort, double from_top, double rows, bool has_gram) const {
+        return from_top * n_ * Costs::kTopOfAll + lazy_cost(effort, has_gram) > rows * row_cost(has_gram);
     }
-    // Whether so many evaluations cost more than so many rows, be these computed or looked up in a Gram.
-    bool rows_pay(double evaluations, double rows, bool has_gram) const {
-        const double lazy = lazy_cost(evaluations, has_gram);
-        return lazy > rows * row_cost(has_gram) ||
-               (!has_gram && gram_fits_ && lazy > gram_cost() + rows * row_cost(true));
+    // Whether so much costs more than so many rows, be these computed or looked up in a Gram, and `behind` more to
+    // catch up with.
+    bool rows_pay(Effort effort, double rows, double behind, bool has_gram) const {
+        const double lazy = lazy_cost(effort, has_gram);
+        rows += behind * Costs::kCatchUp;
+        return lazy > hand_over() + rows * row_cost(has_gram) ||
+               (!has_gram && gram_fits_ && lazy > hand_over() + gram_cost() + rows * row_cost(true));
+    }
+    // Whether so many picks cost more by rows than lazily, with so much for each.
+    bool laziness_pays(Effort effort, double picks, bool has_gram) const {
+        return hand_over() + picks * lazy_cost(effort, has_gram) < picks * row_cost(has_gram);
     }
     double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
     bool gram_beats_rows(double rows) const {
@@ -65,7 +95,7 @@ class CostModel {
     }
 
     // Whether a similarity takes so much longer than finding its token that reading several together saves time.
-    static bool reading_dominates(int64_t dim) { return Costs::on_demand(dim) > 5.5 * Costs::kSearch; }
+    static bool reading_dominates(int64_t dim) { return dim > 1285; }
 
     // Whether computing `dots` similarities on demand should be shared out among threads. Starting them takes a tenth
     // of a millisecond; and right after an operation of torch's, whose own threads go on looking for work for a while,
@@ -83,19 +113,18 @@ class CostModel {
         return work > 2e4 && (started || alone_ > kAlone);
     }
 
-    // After a pick, for which `evaluations` similarities were computed on demand.
-    void count_pick(int64_t evaluations) {
-        const auto fresh = static_cast<double>(evaluations);
-        rate_ = rate_with(fresh);
+    // After a pick, for which the lazy loop did so much.
+    void count_pick(Effort effort) {
+        rate_ = rate_with(effort);
         ++picks_;
     }
-    double rate() const { return rate_; }
-    // With the evaluations of one more pick: a single one may need many, as when most priorities fall to the floor.
-    double rate_with(double evaluations) const { return picks_ < 2 ? evaluations / 2 : (3 * rate_ + evaluations) / 4; }
+    Effort rate() const { return rate_; }
+    // With the effort of one more pick: a single one may need much, as when most priorities fall to the floor.
+    Effort rate_with(Effort effort) const { return picks_ < 2 ? effort * 0.5 : (rate_ * 3 + effort) * 0.25; }
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
     // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {
-        const double pick = std::min(lazy_cost(n_ / 2, false), row_cost(false));
+        const double pick = std::min(lazy_cost({n_ / 2, n_ / 2}, false), row_cost(false));
         return gram_fits_ && nearest_cost() / threads_ + picks * pick > gram_cost() + picks * row_cost(true);
     }
     // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
@@ -103,6 +132,8 @@ class CostModel {
     bool sharing_nearest_pays() const { return nearest_cost() > 16 * kAlone; }
 
   private:
+    double hand_over() const { return n_ * Costs::kHandOver; }
+
     static constexpr double kAlone = 1e6;
 
     // Of one thread. By experience bounds leave two fifths of the pairs.
@@ -112,9 +143,9 @@ class CostModel {
     int64_t dim_;
     int threads_;
     bool gram_fits_;
-    double history_;
+    double history_, history_in_row_;
     int64_t picks_ = 0;
-    double rate_ = 0;
+    Effort rate_;
     double alone_ = 0;
 };
 

@@ -90,10 +90,25 @@ struct Run {
     int32_t path = IDSEL_PATH_LAZY;
 };
 
-inline CostModel cost_model(const Run& run, bool history = false) {
+// Picks that are likely to be made by priority. Where tokens keep histories, as many as there are dimensions span the
+// others.
+template <class Model>
+int64_t likely_picks(const Run& run) {
+    return Model::kHistory && !run.sample.similarities ? std::min(run.sample.k, run.sample.dim) : run.sample.k;
+}
+template <class Model>
+int64_t likely_remaining(const Run& run) {
+    return std::max<int64_t>(run.remaining() - (run.sample.k - likely_picks<Model>(run)), 1);
+}
+
+inline CostModel cost_model(const Run& run, double history = 0) {
     const Sample& sample = run.sample;
     const int threads = CostModel::threads_help(sample.n, sample.dim, sample.k) ? run.similarity.pool().threads() : 1;
     return {sample.n, sample.dim, threads, run.similarity.gram_fits_budget(), history};
+}
+template <class Model>
+CostModel cost_model_of(const Run& run) {
+    return cost_model(run, Model::kHistory ? static_cast<double>(likely_picks<Model>(run)) / 2 : 0);
 }
 
 // The rest: those without a priority by importance, then those that do not take part by index.
@@ -131,12 +146,13 @@ class Advance {
     Advance(Model& model, Run& run) : model_(model), run_(run) {}
 
     // Until each is exact or not `open(token)` any more; by several threads if `share(similarities)`, given how many
-    // there are at most.
+    // there are at most. Returns how many it took.
     template <class Open, class Share>
-    void operator()(const std::vector<int64_t>& tokens, const Open& open, const Share& share) {
+    int64_t operator()(const std::vector<int64_t>& tokens, const Open& open, const Share& share) {
         if (run_.similarity.has_gram()) {  // nothing to read together
-            for (int64_t j : tokens) finish({&j, 1}, open);
-            return;
+            int64_t dots = 0;
+            for (int64_t j : tokens) dots += finish({&j, 1}, open);
+            return dots;
         }
         make_tiles(tokens);
         const auto count = static_cast<int64_t>(tiles_.size());
@@ -150,6 +166,7 @@ class Advance {
             dots.fetch_add(mine, std::memory_order_relaxed);
         });
         run_.similarity.count_dots(dots.load());
+        return dots.load();
     }
 
   private:

@@ -126,8 +126,11 @@ class HistoryModel {
         d(j) = rule_.absorb(d(j), e);
     }
 
-    // The largest L_jj of a token that takes part: norms are read from the top down until one is positive.
+    // The largest L_jj of a token that takes part: norms are read from the top down until one is positive, most often
+    // the first.
     float largest() {
+        const int64_t first = std::max_element(d_.begin(), d_.end()) - d_.begin();
+        if (d(first) > 0.0f && run_.similarity.nonzero(first)) return d(first);
         std::vector<int64_t> order;
         for (int64_t j = 0; j < run_.sample.n; ++j) {
             if (run_.competes(j)) order.push_back(j);

@@ -23,6 +23,10 @@ constexpr int64_t kRowMultiple = 12;
 constexpr int64_t kDotsRows = 4;
 constexpr int64_t kDotsStride = kDotsRows + 1;
 
+// Below this a row is better read by columns, of so many rows at a time.
+constexpr int64_t kFewDims = 8;
+constexpr int64_t kColumnRows = 64;
+
 // One pick, for a few tokens that follow one another: what they know of it, and what becomes of them.
 struct RowStep {
     int64_t count;
@@ -60,6 +64,10 @@ struct Kernels {
     // out[i] = <row i, with> for rows one after the other, and <row i, row i>; by dtype.
     void (*row[3])(const void* rows, int64_t row_bytes, int64_t count, const void* with, int64_t dim, float* out);
     void (*squares[3])(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, float* out);
+    // Rows of at most kFewDims elements by columns: out[p * kColumnRows + i] for at most kColumnRows rows; by dtype.
+    // And out[i] = <row i, with> of kColumnRows such rows, `with` a row among such, too.
+    void (*to_columns[3])(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, float* out);
+    void (*row_of_columns)(const float* rows, const float* with, int64_t columns, float* out);
     // Dot products to similarities, from 1 / norm of either.
     void (*cosines)(const double* scales, double scale, int64_t count, float* c);
     // c[i] = the weight that `rule` gives it; by the id of rules that do not take them as they are.

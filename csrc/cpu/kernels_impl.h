@@ -261,6 +261,47 @@ void squares(const void* rows, int64_t row_bytes, int64_t count, int64_t dim, fl
     rows_of<V, T, true>(rows, row_bytes, count, rows, dim, out);
 }
 
+// The lane of each column: an order in which adding in halves, as far as there are columns, adds what it does of lanes.
+template <class T>
+constexpr int64_t lane_of_column(int64_t column) {
+    return column;
+}
+template <>
+constexpr int64_t lane_of_column<BFloat16>(int64_t column) {
+    return column < kFewDims / 2 ? column : column + (kLanes - kFewDims) / 2;
+}
+
+template <class V, class T>
+void to_columns(const void* rows_data, int64_t row_bytes, int64_t count, int64_t dim, float* out) {
+    const char* rows = static_cast<const char*>(rows_data);
+    for (int64_t i = 0; i < count; ++i, rows += row_bytes) {
+        float lanes[kLanes];
+        load_part<V>(reinterpret_cast<const T*>(rows), dim).store(lanes);
+        for (int64_t p = 0; p < kFewDims; ++p) out[p * kColumnRows + i] = lanes[lane_of_column<T>(p)];
+    }
+}
+
+inline void row_of_columns(const float* rows, const float* with, int64_t columns, float* out) {
+    float sums[kFewDims / 2][kColumnRows];
+    int64_t half = 1;
+    while (2 * half < columns) half *= 2;
+    for (int64_t p = 0; p < half; ++p) {
+        const float *a = rows + p * kColumnRows, *b = a + half * kColumnRows;
+        const float of_a = with[p * kColumnRows], of_b = with[(p + half) * kColumnRows];
+        if (p + half < columns) {
+            for (int64_t i = 0; i < kColumnRows; ++i) sums[p][i] = a[i] * of_a + b[i] * of_b;
+        } else {
+            for (int64_t i = 0; i < kColumnRows; ++i) sums[p][i] = a[i] * of_a;
+        }
+    }
+    for (half /= 2; half > 0; half /= 2) {
+        for (int64_t p = 0; p < half; ++p) {
+            for (int64_t i = 0; i < kColumnRows; ++i) sums[p][i] += sums[p + half][i];
+        }
+    }
+    memcpy(out, sums[0], sizeof sums[0]);
+}
+
 inline void cosines(const double* scales, double scale, int64_t count, float* c) {
     for (int64_t i = 0; i < count; ++i) c[i] = cosine(c[i], scale, scales[i]);
 }
@@ -352,6 +393,8 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
                   gram_tile<V>,
                   {row<V, float>, row<V, Half>, row<V, BFloat16>},
                   {squares<V, float>, squares<V, Half>, squares<V, BFloat16>},
+                  {to_columns<V, float>, to_columns<V, Half>, to_columns<V, BFloat16>},
+                  row_of_columns,
                   cosines,
                   {},
                   {},

@@ -20,9 +20,8 @@ class LazyLoop {
           run_(run),
           advance_(model, run),
           argmax_(run.sample.n, run.similarity.kernels()),
-          cost_model_(cost_model(run, Model::kHistory)),
-          few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1),
-          counted_(run.similarity.dots()) {}
+          cost_model_(cost_model_of<Model>(run)),
+          few_(CostModel::reading_dominates(run.sample.dim) ? 2 * kDotsRows : 1) {}
 
     bool pick_all() {
         rebuild();
@@ -84,8 +83,9 @@ class LazyLoop {
 
     int64_t portion() const {
         if (!Model::kShared) return 1;
-        return std::max((looked_ + looked_before_ / 2) / 2, std::min(few_, run_.remaining()));
+        return std::max((looked() + looked_before_ / 2) / 2, std::min(few_, run_.remaining()));
     }
+    int64_t looked() const { return static_cast<int64_t>(effort_.looks); }
 
     // tokens_: a portion of the stale tokens from the top, which are above all exact ones; few only if they are alike.
     // They have no key then.
@@ -135,9 +135,9 @@ class LazyLoop {
 
     // Lets each of tokens_ absorb picks until it is exact or cannot win, and sets its key without its block's maximum.
     const std::vector<int64_t>& advance() {
-        advance_(
+        effort_.similarities += static_cast<double>(advance_(
             tokens_, [this](int64_t j) { return may_win(j, model_.key(j)); },
-            [this](int64_t dots) { return cost_model_.sharing_pays(dots, run_.similarity.pool().started()); });
+            [this](int64_t dots) { return cost_model_.sharing_pays(dots, run_.similarity.pool().started()); }));
         for (int64_t token : tokens_) {
             float key = model_.key(token);
             if (key > kNoKey && !usable(token)) key = kNoKey;
@@ -147,7 +147,7 @@ class LazyLoop {
             }
             argmax_.set(token, key);
         }
-        looked_ += static_cast<int64_t>(tokens_.size());
+        effort_.looks += static_cast<double>(tokens_.size());
         return tokens_;
     }
 
@@ -163,11 +163,11 @@ class LazyLoop {
         run_.take(pick.token, pick.priority);
         argmax_.update(pick.token, kNoKey);
         if (run_.done() || !model_.take(pick)) return false;
-        cost_model_.count_pick(run_.similarity.dots() - counted_);
-        counted_ = run_.similarity.dots();
-        looked_before_ = looked_;
-        looked_ = 0;
+        cost_model_.count_pick(effort_);
+        looked_before_ = looked();
+        effort_ = {};
         from_top_ = 0;
+        rows_behind_ = -1;
         exact_ = kNoKey;
         exact_token_ = 0;
         return !others_pay(cost_model_.rate());
@@ -177,32 +177,38 @@ class LazyLoop {
     // would cost more than rows.
     bool rows_pay_by_now() {
         if (!Model::kRows) return false;
-        const auto looked = static_cast<double>(looked_);
         const auto exceeds = [&](int64_t rows) {
-            return cost_model_.exceeds_rows(looked, from_top_, static_cast<double>(rows), run_.similarity.has_gram());
+            return cost_model_.exceeds_rows(effort_, from_top_, static_cast<double>(rows), run_.similarity.has_gram());
         };
-        return exceeds(1) && exceeds(1 + behind(model_, run_)) && others_pay(cost_model_.rate_with(looked));
+        return exceeds(1) && exceeds(1 + rows_behind()) && others_pay(cost_model_.rate_with(effort_));
     }
 
     // The same from the outset, where most bounds are alike: by experience half of these come up for each pick.
     bool ties_make_rows_pay() {
         const double alike = static_cast<double>(argmax_.count_largest()) / 2;
-        return cost_model_.exceeds_rows(alike, 0, 1, run_.similarity.has_gram()) && others_pay(alike);
+        const Effort effort{alike, alike};
+        return cost_model_.exceeds_rows(effort, 0, 1, run_.similarity.has_gram()) && others_pay(effort);
     }
 
-    // Whether the picks that are left, with so many evaluations each, cost more than rows, or than rows of the Gram.
-    bool others_pay(double rate) const {
+    // Whether the picks that are left, with so much for each, cost more than rows, or than rows of the Gram.
+    bool others_pay(Effort rate) {
         if (!Model::kRows) return false;
-        const int64_t picks = run_.remaining();
-        const auto pays = [&](double evaluations, int64_t caught_up) {
-            return cost_model_.rows_pay(evaluations, static_cast<double>(picks + caught_up),
+        const int64_t picks = likely_remaining<Model>(run_);
+        const auto pays = [&](Effort effort, int64_t behind) {
+            return cost_model_.rows_pay(effort, static_cast<double>(picks), static_cast<double>(behind),
                                         run_.similarity.has_gram());
         };
         // Most often the first tells, without a look at all tokens.
-        const double evaluations = rate * static_cast<double>(picks);
-        if (!pays(evaluations, 0)) return false;
+        const Effort effort = rate * static_cast<double>(picks);
+        if (!pays(effort, 0)) return false;
         const auto most = static_cast<double>(most_evaluations(model_, run_, picks));
-        return pays(std::min(evaluations, most), behind(model_, run_));
+        return pays(effort * std::min(1.0, most / effort.similarities), rows_behind());
+    }
+
+    // As of the latest pick: a look at all tokens.
+    int64_t rows_behind() {
+        if (rows_behind_ < 0) rows_behind_ = behind(model_, run_);
+        return rows_behind_;
     }
 
     Model& model_;
@@ -211,13 +217,13 @@ class LazyLoop {
     BlockedArgmax argmax_;
     CostModel cost_model_;
     int64_t few_;                  // how many bounds are worth tightening at once when nothing is known of their number
-    int64_t counted_;              // dot products before this pick
     std::vector<int64_t> tokens_;  // whose bounds are tightened next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
-    int64_t looked_ = 0;           // bounds tightened for this pick
+    Effort effort_;                // for this pick
     double from_top_ = 0;          // tokens looked for from the top, one by one
-    int64_t looked_before_ = 0;    // and for the one before
+    int64_t looked_before_ = 0;    // bounds tightened for the pick before
+    int64_t rows_behind_ = -1;     // -1: not looked
     // The best exact priority met for this pick, and its token.
     float exact_ = kNoKey;
     int64_t exact_token_ = 0;

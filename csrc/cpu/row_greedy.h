@@ -19,7 +19,7 @@ class RowLoop {
         : model_(model),
           run_(run),
           argmax_(run.sample.n, run.similarity.kernels()),
-          cost_model_(cost_model(run, Model::kHistory)),
+          cost_model_(cost_model_of<Model>(run)),
           absorbed_(argmax_.blocks()) {}
 
     // True when no more can be picked by priority, false when the lazy loop had better go on.
@@ -59,7 +59,7 @@ class RowLoop {
 
     void begin() {
         Similarity& similarity = run_.similarity;
-        similarity.know_all_norms(cost_model_.sharing_row_pays(similarity.pool().started()));
+        similarity.expect_rows(cost_model_.sharing_row_pays(similarity.pool().started()));
         limit_.assign(static_cast<size_t>(run_.sample.n), std::numeric_limits<float>::infinity());
         for (int64_t j = 0; j < run_.sample.n; ++j) {
             if (run_.competes(j) && !similarity.finite(j)) run_.demote(j);
@@ -113,13 +113,15 @@ class RowLoop {
     // exceeds that of the latest. The next window is twice as long, because what is left out of one may come up in the
     // next and has to absorb all of it then.
     bool laziness_pays(float key) {
-        const auto rivals = std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; });
+        const auto rivals = static_cast<double>(
+            std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; }));
         const bool has_gram = run_.similarity.has_gram();
+        // Each would have been met at least once, and then had to absorb most picks of the window.
+        const Effort effort = Effort{rivals / static_cast<double>(window_), rivals} * kOvershoot;
         before_.clear();
         window_ = 0;
         run_.survey *= 2;
-        return cost_model_.lazy_cost(kOvershoot * static_cast<double>(rivals), has_gram) <
-               cost_model_.row_cost(has_gram);
+        return cost_model_.laziness_pays(effort, static_cast<double>(likely_remaining<Model>(run_)), has_gram);
     }
 
     // What blocks have absorbed here, but for picks among themselves.

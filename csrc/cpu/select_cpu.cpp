@@ -103,9 +103,11 @@ struct ModelOf<State::kChannels> {
 
 template <class Model>
 void pick_greedily(Model& model, Run& run) {
-    for (bool finished = false; !finished;) {
+    const bool has_gram = run.similarity.has_gram();
+    bool rows_next = Model::kRows && cost_model_of<Model>(run).rows_come_first(run.survey, has_gram);
+    for (bool finished = false; !finished; rows_next = false) {
         const auto before = static_cast<int64_t>(run.picks.size());
-        finished = model.lazy() && lazy_greedy(model, run);
+        finished = model.lazy() && !rows_next && lazy_greedy(model, run);
         run.lazy_picks += static_cast<int64_t>(run.picks.size()) - before;
         if (finished || run.done()) return;
         if constexpr (Model::kRows) {

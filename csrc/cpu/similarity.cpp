@@ -102,8 +102,26 @@ void Similarity::row(int64_t i, int64_t begin, int64_t end, float* c) const {
         if (begin <= i && i < end) c[i - begin] = norms_[static_cast<size_t>(i)] == kPositive ? 1.0f : 0.0f;
         return;
     }
-    kernels_.row[sample_.dtype](sample_.row(begin), sample_.row_bytes, end - begin, sample_.row(i), sample_.dim, c);
+    if (columns_.empty()) {
+        kernels_.row[sample_.dtype](sample_.row(begin), sample_.row_bytes, end - begin, sample_.row(i), sample_.dim, c);
+    } else {
+        const float* with = columns(i / kColumnRows * kColumnRows) + i % kColumnRows;
+        for (int64_t j = begin; j < end; j += kColumnRows) {
+            kernels_.row_of_columns(columns(j), with, column_count(), c + (j - begin));
+        }
+    }
     of_dots(i, begin, end, c);
+}
+
+void Similarity::expect_rows(bool shared) {
+    know_all_norms(shared);
+    if (has_gram() || sample_.dim > kFewDims || !columns_.empty()) return;
+    columns_.resize(static_cast<size_t>((sample_.n + kColumnRows - 1) / kColumnRows * kColumnRows * kFewDims));
+    for (int64_t begin = 0; begin < sample_.n; begin += kColumnRows) {
+        const int64_t count = std::min(kColumnRows, sample_.n - begin);
+        float* to = &columns_[static_cast<size_t>(begin * kFewDims)];
+        kernels_.to_columns[sample_.dtype](sample_.row(begin), sample_.row_bytes, count, sample_.dim, to);
+    }
 }
 
 const float* Similarity::whole_row(int64_t i, std::vector<float>& buffer) const {

@@ -47,8 +47,10 @@ class Similarity {
     bool norm_known(int64_t token) const { return norms_[static_cast<size_t>(token)] != kUnknown; }
 
     // c_ij of a token with others that follow one another, all with known norms: into c. The caller counts them. Safe
-    // in parallel.
+    // in parallel. After `expect_rows` begin has to be a multiple of kColumnRows, and c gets such a multiple.
     void row(int64_t i, int64_t begin, int64_t end, float* c) const;
+    // Makes rows cheaper where there are few dimensions. Afterwards all norms are known.
+    void expect_rows(bool shared);
 
     // Computes the Gram, unless it is there: made before, or given. Afterwards all norms are known.
     void make_gram();
@@ -89,6 +91,9 @@ class Similarity {
     void compute_norm(int64_t token);
     void set_norm(int64_t token, float square);
     float compute(int64_t i, int64_t j) const;
+    // Those of bfloat16 are not in order.
+    int64_t column_count() const { return sample_.dtype == IDSEL_BFLOAT16 && sample_.dim > 1 ? kFewDims : sample_.dim; }
+    const float* columns(int64_t begin) const { return &columns_[static_cast<size_t>(begin * kFewDims)]; }
     float looked_up(int64_t i, int64_t j) const { return given_similarity(gram_row(i)[j]); }
     std::vector<int64_t> all_tokens() const;
 
@@ -96,7 +101,8 @@ class Similarity {
     const Kernels& kernels_;
     ThreadPool& pool_;
     std::vector<Norm> norms_;
-    std::vector<double> scale_;  // 1 / norm, 0 for a zero row
+    std::vector<double> scale_;   // 1 / norm, 0 for a zero row
+    std::vector<float> columns_;  // (n / kColumnRows, kFewDims, kColumnRows) features, where rows are read by columns
     std::unique_ptr<float[]> gram_;
     const float* table_ = nullptr;  // gram_, or that of the caller: rows so many floats apart
     int64_t table_stride_;

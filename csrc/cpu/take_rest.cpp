@@ -5,25 +5,34 @@
 #include "cpu/greedy.h"
 
 namespace idsel::cpu {
+namespace {
+
+struct Candidate {
+    float importance;
+    int64_t token;
+
+    bool operator<(const Candidate& other) const {
+        return importance < other.importance || (importance == other.importance && token > other.token);
+    }
+};
+
+}  // namespace
 
 void take_rest(Run& run) {
     constexpr float kNoPriority = -std::numeric_limits<float>::infinity();
     if (run.done()) return;
-    std::vector<int64_t> rest;
+    std::vector<Candidate> rest;
+    rest.reserve(static_cast<size_t>(run.sample.n));
     for (int64_t j = 0; j < run.sample.n; ++j) {
-        if (run.competes(j)) rest.push_back(j);
+        if (run.competes(j)) rest.push_back({run.sample.importance[static_cast<size_t>(j)], j});
     }
     // A heap: most often few of them are asked for.
-    const std::vector<float>& importance = run.sample.importance;
-    const auto less = [&](int64_t a, int64_t b) {
-        const float of_a = importance[static_cast<size_t>(a)], of_b = importance[static_cast<size_t>(b)];
-        return of_a < of_b || (of_a == of_b && a > b);
-    };
-    std::make_heap(rest.begin(), rest.end(), less);
+    std::make_heap(rest.begin(), rest.end());
     for (; !rest.empty(); rest.pop_back()) {
         if (run.done()) return;
-        std::pop_heap(rest.begin(), rest.end(), less);
-        if (run.similarity.finite(rest.back())) run.take(rest.back(), kNoPriority);
+        std::pop_heap(rest.begin(), rest.end());
+        const int64_t token = rest.back().token;
+        if (run.similarity.finite(token)) run.take(token, kNoPriority);
     }
     for (int64_t j = 0; j < run.sample.n && !run.done(); ++j) {
         if (run.open(j)) run.take(j, kNoPriority);
