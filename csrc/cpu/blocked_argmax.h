@@ -42,12 +42,6 @@ class BlockedArgmax {
 
     float key(int64_t token) const { return keys_[static_cast<size_t>(token)]; }
 
-    // How many tokens have the largest key; 0 where there is none.
-    int64_t count_largest() const {
-        const float largest = largest_[static_cast<size_t>(top_block())];
-        return largest == kNoKey ? 0 : std::count(keys_.begin(), keys_.end(), largest);
-    }
-
     int64_t top_block() const { return static_cast<int64_t>(first_largest(largest_.data(), largest_.size())); }
 
     // The lowest token among those of the largest key.

@@ -31,6 +31,7 @@ class ChannelModel {
     bool settled(int64_t) const { return false; }
     int64_t missing(int64_t) const { return 0; }
     static constexpr bool kHistory = false;
+    static constexpr bool kWeighs = false;
     static constexpr bool kRows = false;  // a pick changes sums, not a number per token
 
   private:

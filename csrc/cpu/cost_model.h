@@ -8,17 +8,23 @@
 
 namespace idsel::cpu {
 
+// What a rule adds to the cost of a similarity on demand, and of one in a row.
+struct Extra {
+    double on_demand = 0, in_row = 0;
+};
+
 // Costs in nanoseconds of the machine on which they were fitted (docs/cpu_engine.md). Only their ratios matter, and
 // only for speed: every path picks the same tokens.
 struct Costs {
-    // A look at a token that may win: finding it, and its new place. No other thread can take that over.
-    static constexpr double kLook = 50.0;
-    // What finding it adds, by the number of tokens, where it is looked for alone.
+    // A look at a token that may win, which no other thread can take over. Where it is looked for alone, it takes
+    // longer, and the longer the more tokens there are.
+    static constexpr double kLook = 15.0;
+    static constexpr double kTop = 35.0;
     static constexpr double kTopOfAll = 0.01;
     // One similarity on demand, a few of a token from one reading of its features, and the rule.
     static double on_demand(int64_t dim) { return 9.0 + 0.023 * static_cast<double>(dim); }
     // One similarity of a row that all tokens absorb one after the other.
-    static double row(int64_t dim) { return dim > kFewDims ? 1.0 + 0.034 * static_cast<double>(dim) : 0.7; }
+    static double row(int64_t dim) { return dim > kFewDims ? 1.0 + 0.037 * static_cast<double>(dim) : 0.7; }
     // The same where they are looked up.
     static constexpr double kLookUp = 4.0;
     static constexpr double kStep = 0.7;
@@ -26,34 +32,37 @@ struct Costs {
     static constexpr double kHandOver = 8.0;
     // Of a row that a block of tokens catches up with: several of them read its features once.
     static constexpr double kCatchUp = 0.6;
-    // What histories of so many picks add to either.
-    static double history(double picks) { return 8.0 + 0.03 * picks; }
-    static double history_in_row(double picks) { return 0.4 + 0.03 * picks; }
+    // What a weight adds to either, and histories of so many picks.
+    static constexpr Extra kWeight{8.0, 0.4};
+    static Extra history(double picks) { return {8.0 + 0.03 * picks, 0.4 + 0.03 * picks}; }
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 3.5 + 0.0135 * static_cast<double>(dim); }
     // What a search for the nearest token of each does with one of them.
     static constexpr double kCompare = 2.0;
 };
 
-// What the lazy loop does for some picks: looks at tokens, and similarities that these look up or take on demand.
+// What the lazy loop does for some picks: looks at tokens, some of them found alone, and similarities that these take
+// on demand or look up.
 struct Effort {
-    double looks = 0, similarities = 0;
+    double looks = 0, from_top = 0, similarities = 0;
 
-    Effort operator+(const Effort& other) const { return {looks + other.looks, similarities + other.similarities}; }
-    Effort operator*(double factor) const { return {looks * factor, similarities * factor}; }
+    Effort operator+(const Effort& other) const {
+        return {looks + other.looks, from_top + other.from_top, similarities + other.similarities};
+    }
+    Effort operator*(double factor) const { return {looks * factor, from_top * factor, similarities * factor}; }
 };
 
 // What the lazy loop counts, and what it concludes.
 class CostModel {
   public:
-    // `history`: numbers that a token keeps of earlier picks and meets the next by a product of, on average.
-    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, double history = 0)
+    // `alone`: work done so far without helpers. `extra`: what the rule does with a similarity.
+    CostModel(int64_t n, int64_t dim, int threads, bool gram_fits, double& alone, Extra extra = {})
         : n_(static_cast<double>(n)),
           dim_(dim),
           threads_(threads),
           gram_fits_(gram_fits),
-          history_(history > 0 ? Costs::history(history) : 0),
-          history_in_row_(history > 0 ? Costs::history_in_row(history) : 0) {}
+          alone_(alone),
+          extra_(extra) {}
 
     // Whether so many picks can take so long that helpers, which start late, do a good part of it.
     static bool threads_help(int64_t n, int64_t dim, int64_t picks) {
@@ -63,25 +72,27 @@ class CostModel {
     // Whether the lazy loop need not be tried first: to find out by `picks` rows whether it would do with less takes
     // less than one similarity of each token on demand.
     bool rows_come_first(int64_t picks, bool has_gram) const {
-        return static_cast<double>(picks) * row_cost(has_gram) < lazy_cost({0, n_}, has_gram);
+        return static_cast<double>(picks) * row_cost(has_gram) < lazy_cost({0, 0, n_}, has_gram);
     }
-    // Of a row that all tokens absorb, and of what the lazy loop does.
+    // Of a row that all tokens absorb, and of what the lazy loop does for a pick.
     double row_cost(bool has_gram) const {
-        return n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + history_in_row_) / threads_;
+        const double work = n_ * ((has_gram ? Costs::kStep : Costs::row(dim_)) + extra_.in_row);
+        return work > kSharedRows ? work / threads_ : work;
     }
     double lazy_cost(Effort effort, bool has_gram) const {
-        const double each = (has_gram ? Costs::kLookUp : Costs::on_demand(dim_)) + history_;
-        return effort.looks * Costs::kLook + effort.similarities * each / threads_;
+        const double each = (has_gram ? Costs::kLookUp : Costs::on_demand(dim_)) + extra_.on_demand;
+        const double work = effort.similarities * each;
+        // Tokens are taken in portions, each half as large as all before.
+        const double shared = work > 4 * kSharedSome ? work / threads_ : work;
+        return effort.looks * Costs::kLook + effort.from_top * (Costs::kTop + n_ * Costs::kTopOfAll) + shared;
     }
-    // `from_top`: how many of the looks were at tokens found alone.
-    bool exceeds_rows(Effort effort, double from_top, double rows, bool has_gram) const {
-        return from_top * n_ * Costs::kTopOfAll + lazy_cost(effort, has_gram) > rows * row_cost(has_gram);
+    bool exceeds_rows(Effort effort, double rows, bool has_gram) const {
+        return lazy_cost(effort, has_gram) > rows * row_cost(has_gram);
     }
-    // Whether so much costs more than so many rows, be these computed or looked up in a Gram, and `behind` more to
-    // catch up with.
-    bool rows_pay(Effort effort, double rows, double behind, bool has_gram) const {
-        const double lazy = lazy_cost(effort, has_gram);
-        rows += behind * Costs::kCatchUp;
+    // Whether so many picks cost more lazily, with so much for each, than by rows, be these computed or looked up in a
+    // Gram, with `behind` more to catch up with.
+    bool rows_pay(Effort effort, double picks, double behind, bool has_gram) const {
+        const double lazy = picks * lazy_cost(effort, has_gram), rows = picks + behind * Costs::kCatchUp;
         return lazy > hand_over() + rows * row_cost(has_gram) ||
                (!has_gram && gram_fits_ && lazy > hand_over() + gram_cost() + rows * row_cost(true));
     }
@@ -101,30 +112,18 @@ class CostModel {
     // of a millisecond; and right after an operation of torch's, whose own threads go on looking for work for a while,
     // a helper may be kept from its share for milliseconds. So first as much has to be done alone.
     bool sharing_pays(int64_t dots, bool started) {
-        const double work = static_cast<double>(dots) * Costs::on_demand(dim_);
-        alone_ += work;
-        return work > 5e3 && (started || alone_ > kAlone);
+        return shares(static_cast<double>(dots) * Costs::on_demand(dim_), kSharedSome, started);
     }
 
-    // Whether a row of similarities should be shared out among threads.
-    bool sharing_row_pays(bool started) {
-        const double work = n_ * Costs::row(dim_);
-        alone_ += work;
-        return work > 2e4 && (started || alone_ > kAlone);
+    // The same of so many rows, on average, that blocks of tokens absorb.
+    bool sharing_rows_pays(double rows, bool started) {
+        return shares(rows * n_ * Costs::row(dim_), kSharedRows, started);
     }
 
-    // After a pick, for which the lazy loop did so much.
-    void count_pick(Effort effort) {
-        rate_ = rate_with(effort);
-        ++picks_;
-    }
-    Effort rate() const { return rate_; }
-    // With the effort of one more pick: a single one may need much, as when most priorities fall to the floor.
-    Effort rate_with(Effort effort) const { return picks_ < 2 ? effort * 0.5 : (rate_ * 3 + effort) * 0.25; }
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
     // experience a pick then brings half of the tokens up to date.
     bool gram_pays_at_once(double picks) const {
-        const double pick = std::min(lazy_cost({n_ / 2, n_ / 2}, false), row_cost(false));
+        const double pick = std::min(lazy_cost({n_ / 2, 0, n_ / 2}, false), row_cost(false));
         return gram_fits_ && nearest_cost() / threads_ + picks * pick > gram_cost() + picks * row_cost(true);
     }
     // Whether such a search should be shared out. Its loops are short, and helpers that are there are used by the picks
@@ -134,7 +133,14 @@ class CostModel {
   private:
     double hand_over() const { return n_ * Costs::kHandOver; }
 
+    bool shares(double work, double least, bool started) {
+        alone_ += work;
+        return work > least && (started || alone_ > kAlone);
+    }
+
     static constexpr double kAlone = 1e6;
+    static constexpr double kSharedSome = 5e3;
+    static constexpr double kSharedRows = 2e4;
 
     // Of one thread. By experience bounds leave two fifths of the pairs.
     double nearest_cost() const { return 0.4 * n_ * n_ / 2 * (Costs::gram(dim_) + Costs::kCompare); }
@@ -143,10 +149,8 @@ class CostModel {
     int64_t dim_;
     int threads_;
     bool gram_fits_;
-    double history_, history_in_row_;
-    int64_t picks_ = 0;
-    Effort rate_;
-    double alone_ = 0;
+    double& alone_;
+    Extra extra_;
 };
 
 }  // namespace idsel::cpu

@@ -7,7 +7,7 @@ namespace idsel::cpu {
 CoverageModel::CoverageModel(const Coverage& rule, Run& run)
     : rule_(rule),
       run_(run),
-      cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), true),
+      cost_model_(run.sample.n, run.sample.dim, run.similarity.pool().threads(), true, run.alone),
       cover_(static_cast<size_t>(run.sample.n), std::numeric_limits<float>::infinity()),
       gain_(static_cast<size_t>(run.sample.n)),
       saliency_(static_cast<size_t>(run.sample.n)),

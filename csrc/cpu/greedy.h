@@ -22,6 +22,7 @@
 //   int64_t missing(j)      picks that j has not absorbed and could
 //   bool settled(j)         whether no pick changes it any more
 //   bool kHistory           whether tokens keep numbers of all picks
+//   bool kWeighs            whether the rule weighs similarities
 //   bool kRows              whether tokens may absorb a pick one after the other, by a row of similarities. If so:
 // clang-format on
 #pragma once
@@ -86,6 +87,7 @@ struct Run {
     std::vector<Pick> picks;
     size_t next_given = 0;
     int64_t lazy_picks = 0;
+    double alone = 0;    // work done so far without helpers, as CostModel counts
     int64_t survey = 8;  // how many picks by rows are enough to tell whether the lazy loop would do with less
     int32_t path = IDSEL_PATH_LAZY;
 };
@@ -101,14 +103,15 @@ int64_t likely_remaining(const Run& run) {
     return std::max<int64_t>(run.remaining() - (run.sample.k - likely_picks<Model>(run)), 1);
 }
 
-inline CostModel cost_model(const Run& run, double history = 0) {
+inline CostModel cost_model(Run& run, Extra extra = {}) {
     const Sample& sample = run.sample;
     const int threads = CostModel::threads_help(sample.n, sample.dim, sample.k) ? run.similarity.pool().threads() : 1;
-    return {sample.n, sample.dim, threads, run.similarity.gram_fits_budget(), history};
+    return {sample.n, sample.dim, threads, run.similarity.gram_fits_budget(), run.alone, extra};
 }
 template <class Model>
-CostModel cost_model_of(const Run& run) {
-    return cost_model(run, Model::kHistory ? static_cast<double>(likely_picks<Model>(run)) / 2 : 0);
+CostModel cost_model_of(Run& run) {
+    if (Model::kHistory) return cost_model(run, Costs::history(static_cast<double>(likely_picks<Model>(run)) / 2));
+    return cost_model(run, Model::kWeighs ? Costs::kWeight : Extra{});
 }
 
 // The rest: those without a priority by importance, then those that do not take part by index.

@@ -63,6 +63,7 @@ class HistoryModel {
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : picked() - seen(j); }
 
     static constexpr bool kHistory = true;
+    static constexpr bool kWeighs = false;
     static constexpr bool kRows = true;
     int64_t visible() const { return picked(); }
     int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "cpu/blocked_argmax.h"
@@ -29,7 +30,6 @@ class LazyLoop {
             if (model_.due()) {
                 model_.begin();
                 rebuild();
-                if (ties_make_rows_pay()) return false;
             }
             if (const int64_t given = run_.given(); given >= 0) {
                 if (!take_given(given)) return run_.done();
@@ -40,6 +40,10 @@ class LazyLoop {
             if (!model_.fresh(top)) {
                 if (rows_pay_by_now()) return false;
                 tighten_bounds();
+                if (unknown_ && looked() >= kSample) {
+                    unknown_ = false;
+                    if (rivals_make_rows_pay()) return false;
+                }
             } else if (!usable(top)) {
                 argmax_.update(top, kNoKey);
             } else if (!take({top, argmax_.key(top)})) {
@@ -52,6 +56,8 @@ class LazyLoop {
   private:
     // Tokens taken from the top one by one; each looks through the blocks, so that for more of them all tokens are.
     static constexpr int64_t kMostFromTop = 2048;
+    static constexpr int64_t kSample = 32;
+    static constexpr int64_t kLatest = 4;
 
     void rebuild() {
         for (int64_t j = 0; j < run_.sample.n; ++j) {
@@ -85,14 +91,15 @@ class LazyLoop {
         if (!Model::kShared) return 1;
         return std::max((looked() + looked_before_ / 2) / 2, std::min(few_, run_.remaining()));
     }
-    int64_t looked() const { return static_cast<int64_t>(effort_.looks); }
+    Effort& effort() { return latest_[picks_ % kLatest]; }
+    int64_t looked() const { return static_cast<int64_t>(latest_[picks_ % kLatest].looks); }
 
     // tokens_: a portion of the stale tokens from the top, which are above all exact ones; few only if they are alike.
     // They have no key then.
     void take_top_stale() {
         tokens_.clear();
         others_.clear();
-        from_top_ += 1;
+        effort().from_top += 1;
         const int64_t most = portion(), progress = model_.progress(argmax_.top());
         for (int64_t tries = most > few_ ? most : 2 * most; tries > 0; --tries) {
             const int64_t top = argmax_.top();
@@ -103,7 +110,7 @@ class LazyLoop {
                 others_.push_back(top);
             }
             argmax_.update(top, kNoKey);
-            from_top_ += 1;
+            effort().from_top += 1;
             if (static_cast<int64_t>(tokens_.size()) == most) break;
         }
         for (int64_t token : others_) argmax_.update(token, model_.key(token));
@@ -135,7 +142,7 @@ class LazyLoop {
 
     // Lets each of tokens_ absorb picks until it is exact or cannot win, and sets its key without its block's maximum.
     const std::vector<int64_t>& advance() {
-        effort_.similarities += static_cast<double>(advance_(
+        effort().similarities += static_cast<double>(advance_(
             tokens_, [this](int64_t j) { return may_win(j, model_.key(j)); },
             [this](int64_t dots) { return cost_model_.sharing_pays(dots, run_.similarity.pool().started()); }));
         for (int64_t token : tokens_) {
@@ -147,7 +154,7 @@ class LazyLoop {
             }
             argmax_.set(token, key);
         }
-        effort_.looks += static_cast<double>(tokens_.size());
+        effort().looks += static_cast<double>(tokens_.size());
         return tokens_;
     }
 
@@ -163,14 +170,14 @@ class LazyLoop {
         run_.take(pick.token, pick.priority);
         argmax_.update(pick.token, kNoKey);
         if (run_.done() || !model_.take(pick)) return false;
-        cost_model_.count_pick(effort_);
-        looked_before_ = looked();
-        effort_ = {};
-        from_top_ = 0;
         rows_behind_ = -1;
+        const bool go_on = !others_pay(rate());
+        looked_before_ = looked();
+        ++picks_;
+        effort() = {};
         exact_ = kNoKey;
         exact_token_ = 0;
-        return !others_pay(cost_model_.rate());
+        return go_on;
     }
 
     // Whether this pick alone has cost as much as the rows by which all tokens would catch up, and those that are left
@@ -178,16 +185,32 @@ class LazyLoop {
     bool rows_pay_by_now() {
         if (!Model::kRows) return false;
         const auto exceeds = [&](int64_t rows) {
-            return cost_model_.exceeds_rows(effort_, from_top_, static_cast<double>(rows), run_.similarity.has_gram());
+            return cost_model_.exceeds_rows(effort(), static_cast<double>(rows), run_.similarity.has_gram());
         };
-        return exceeds(1) && exceeds(1 + rows_behind()) && others_pay(cost_model_.rate_with(effort_));
+        return exceeds(1) && exceeds(1 + rows_behind()) && others_pay(rate());
     }
 
-    // The same from the outset, where most bounds are alike: by experience half of these come up for each pick.
-    bool ties_make_rows_pay() {
-        const double alike = static_cast<double>(argmax_.count_largest()) / 2;
-        const Effort effort{alike, alike};
-        return cost_model_.exceeds_rows(effort, 0, 1, run_.similarity.has_gram()) && others_pay(effort);
+    // Of late, on average, but for the one that took most: a single pick may need much, as when most priorities fall to
+    // the floor, and the next ones the less.
+    Effort rate() const {
+        const int64_t count = std::min<int64_t>(picks_ + 1, kLatest);
+        const Effort* end = latest_ + count;
+        if (count == 1) return latest_[0] * 0.5;
+        const Effort* dearest = std::max_element(latest_, end, [this](const Effort& a, const Effort& b) {
+            const bool has_gram = run_.similarity.has_gram();
+            return cost_model_.lazy_cost(a, has_gram) < cost_model_.lazy_cost(b, has_gram);
+        });
+        return (std::accumulate(latest_, end, Effort{}) + *dearest * -1) * (1 / static_cast<double>(count - 1));
+    }
+
+    // The same as soon as some tokens have been looked at: by experience a quarter of those that may still win come up
+    // for each pick.
+    bool rivals_make_rows_pay() {
+        if (!Model::kRows) return false;
+        double rivals = 0;
+        for (int64_t j = 0; j < run_.sample.n; ++j) rivals += may_win(j, argmax_.key(j)) && !model_.fresh(j);
+        const Effort effort{rivals / 4, 0, rivals / 4};
+        return cost_model_.exceeds_rows(effort, 1, run_.similarity.has_gram()) && others_pay(effort);
     }
 
     // Whether the picks that are left, with so much for each, cost more than rows, or than rows of the Gram.
@@ -199,10 +222,10 @@ class LazyLoop {
                                         run_.similarity.has_gram());
         };
         // Most often the first tells, without a look at all tokens.
-        const Effort effort = rate * static_cast<double>(picks);
-        if (!pays(effort, 0)) return false;
+        if (!pays(rate, 0)) return false;
+        const double all = rate.similarities * static_cast<double>(picks);
         const auto most = static_cast<double>(most_evaluations(model_, run_, picks));
-        return pays(effort * std::min(1.0, most / effort.similarities), rows_behind());
+        return pays(most < all ? rate * (most / all) : rate, rows_behind());
     }
 
     // As of the latest pick: a look at all tokens.
@@ -220,8 +243,9 @@ class LazyLoop {
     std::vector<int64_t> tokens_;  // whose bounds are tightened next
     std::vector<int64_t> others_;  // met among them, not alike
     std::vector<int64_t> rivals_;  // stale tokens that may win
-    Effort effort_;                // for this pick
-    double from_top_ = 0;          // tokens looked for from the top, one by one
+    Effort latest_[kLatest];       // for the latest picks, this one among them
+    int64_t picks_ = 0;            // made here
+    bool unknown_ = true;          // nothing is known yet of how many tokens may win a pick
     int64_t looked_before_ = 0;    // bounds tightened for the pick before
     int64_t rows_behind_ = -1;     // -1: not looked
     // The best exact priority met for this pick, and its token.

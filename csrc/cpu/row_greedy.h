@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "cpu/blocked_argmax.h"
@@ -59,7 +60,7 @@ class RowLoop {
 
     void begin() {
         Similarity& similarity = run_.similarity;
-        similarity.expect_rows(cost_model_.sharing_row_pays(similarity.pool().started()));
+        similarity.expect_rows(cost_model_.sharing_rows_pays(1, similarity.pool().started()));
         limit_.assign(static_cast<size_t>(run_.sample.n), std::numeric_limits<float>::infinity());
         for (int64_t j = 0; j < run_.sample.n; ++j) {
             if (run_.competes(j) && !similarity.finite(j)) run_.demote(j);
@@ -117,7 +118,8 @@ class RowLoop {
             std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; }));
         const bool has_gram = run_.similarity.has_gram();
         // Each would have been met at least once, and then had to absorb most picks of the window.
-        const Effort effort = Effort{rivals / static_cast<double>(window_), rivals} * kOvershoot;
+        const Effort effort =
+            Effort{rivals / static_cast<double>(window_), rivals / static_cast<double>(window_), rivals} * kOvershoot;
         before_.clear();
         window_ = 0;
         run_.survey *= 2;
@@ -148,8 +150,11 @@ class RowLoop {
         catch_up(first);
         const bool bounded = model_.lazy();
         const float of_first = argmax_.largest(first);
-        const bool shared = cost_model_.sharing_row_pays(run_.similarity.pool().started());
         const int64_t blocks = argmax_.blocks();
+        const int64_t behind =
+            blocks * model_.visible() - std::accumulate(absorbed_.begin(), absorbed_.end(), int64_t{0});
+        const bool shared = cost_model_.sharing_rows_pays(static_cast<double>(behind) / static_cast<double>(blocks),
+                                                          run_.similarity.pool().started());
         const int64_t grain = shared ? std::max<int64_t>(1, blocks / (2 * run_.similarity.pool().threads())) : blocks;
         run_.similarity.pool().parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
             float exact = of_first;

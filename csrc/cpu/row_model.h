@@ -76,6 +76,7 @@ class RowModel {
     int64_t missing(int64_t j) const { return fresh(j) ? 0 : visible() - seen(j); }
 
     static constexpr bool kHistory = false;
+    static constexpr bool kWeighs = has_weights<Rule>();
     static constexpr bool kRows = Rule::kNeedsSimilarities;
     int64_t visible() const { return rule_.visible(static_cast<int>(picks_.size())); }
     int64_t pick(int64_t p) const { return picks_[static_cast<size_t>(p)].token; }
