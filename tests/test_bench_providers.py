@@ -333,7 +333,7 @@ def test_the_cpu_engine_beside_others(
     page, out = tmp_path / "page.md", tmp_path / "times.json"
     page.write_text(f"before\n{cpu_peers.BEGIN}\nold\n{cpu_peers.END}\nafter\n")
     monkeypatch.setattr(cpu_peers, "PAGE", page)
-    monkeypatch.setattr(cpu_peers, "REPEATS", 2)
+    monkeypatch.setattr(cpu_peers, "TURNS", 2)
     before = torch.get_num_threads()
     try:
         arguments = ["--kinds", "flat", "--tokens", "48", "--dims", "3", "40", "--threads", "1"]

@@ -112,12 +112,16 @@ class CostModel {
     // of a millisecond; and right after an operation of torch's, whose own threads go on looking for work for a while,
     // a helper may be kept from its share for milliseconds. So first as much has to be done alone.
     bool sharing_pays(int64_t dots, bool started) {
-        return shares(static_cast<double>(dots) * Costs::on_demand(dim_), kSharedSome, started);
+        const double work = static_cast<double>(dots) * Costs::on_demand(dim_);
+        alone_ += work;
+        return work > kSharedSome && (started || alone_ > kAlone);
     }
 
-    // The same of so many rows, on average, that blocks of tokens absorb.
+    // The same of a row of similarities, where blocks of tokens have so many to catch up with, on average.
     bool sharing_rows_pays(double rows, bool started) {
-        return shares(rows * n_ * Costs::row(dim_), kSharedRows, started);
+        const double row = n_ * Costs::row(dim_);
+        alone_ += row;
+        return rows * row > kSharedRows && (started || alone_ > kAlone);
     }
 
     // Whether `picks` picks that begin with a search for the nearest token of each had better begin with the Gram. By
@@ -132,11 +136,6 @@ class CostModel {
 
   private:
     double hand_over() const { return n_ * Costs::kHandOver; }
-
-    bool shares(double work, double least, bool started) {
-        alone_ += work;
-        return work > least && (started || alone_ > kAlone);
-    }
 
     static constexpr double kAlone = 1e6;
     static constexpr double kSharedSome = 5e3;

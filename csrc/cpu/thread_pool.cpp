@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <system_error>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 namespace idsel::cpu {
 namespace {
 
@@ -16,6 +20,27 @@ void pause() {
     asm volatile("yield");
 #endif
 }
+
+#ifdef __linux__
+
+// Of the calling thread.
+int core() { return sched_getcpu(); }
+
+// Keeps the calling thread off a core, if it may use others. Linux often lets a new thread share the core of the one
+// that started it, though another is idle, and then each keeps the other waiting for milliseconds.
+void avoid_core(int core) {
+    cpu_set_t cores;
+    if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+    CPU_CLR(static_cast<size_t>(core), &cores);
+    if (CPU_COUNT(&cores) > 0) sched_setaffinity(0, sizeof cores, &cores);
+}
+
+#else
+
+int core() { return -1; }
+void avoid_core(int) {}
+
+#endif
 
 }  // namespace
 
@@ -33,9 +58,13 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::start_helpers() {
     if (!helpers_.empty()) return;
     helpers_.reserve(static_cast<size_t>(threads_ - 1));
+    const int taken = core();
     while (static_cast<int>(helpers_.size()) < threads_ - 1) {
         try {
-            helpers_.emplace_back([this] { help(); });
+            helpers_.emplace_back([this, taken] {
+                avoid_core(taken);
+                help();
+            });
         } catch (const std::system_error&) {
             break;  // the system gives no more threads: the work is done by fewer
         }
