@@ -299,7 +299,7 @@ inline void row_of_columns(const float* rows, const float* with, int64_t columns
             for (int64_t i = 0; i < kColumnRows; ++i) sums[p][i] += sums[p + half][i];
         }
     }
-    memcpy(out, sums[0], sizeof sums[0]);
+    for (int64_t i = 0; i < kColumnRows; ++i) out[i] = sums[0][i] + 0.0f;  // zero is positive
 }
 
 inline void cosines(const double* scales, double scale, int64_t count, float* c) {

@@ -14,9 +14,11 @@ const Kernels* emulated_avx512_kernels();
 #endif
 }  // namespace idsel::cpu
 
+using idsel::cpu::kColumnRows;
 using idsel::cpu::kDotsRows;
 using idsel::cpu::kDotsStride;
 using idsel::cpu::Kernels;
+using idsel::cpu::kFewDims;
 using idsel::cpu::kLanes;
 
 namespace {
@@ -102,6 +104,29 @@ void check_rows(const Kernels& k) {
                     const unsigned char* row = first + i * bytes;
                     CHECK(same_bits(found[i], k.dot[dtype](row, with.data(), dim)));
                     CHECK(same_bits(squares[i], k.dot[dtype](row, row, dim)));
+                }
+            }
+        }
+    }
+}
+
+// By columns, too, whose number no zero row or odd order may change.
+void check_columns(const Kernels& k) {
+    Random random(5);
+    for (int dtype = 0; dtype < 3; ++dtype) {
+        for (int64_t dim = 1; dim <= kFewDims; ++dim) {
+            const int64_t bytes = (dim + 1) * (dtype == 0 ? 4 : 2), count = kColumnRows - 3;
+            auto data = random_row(random, dtype, count * (dim + 1));
+            std::fill_n(data.begin() + 7 * bytes, bytes, static_cast<unsigned char>(0));
+            std::vector<float> columns(static_cast<size_t>(kFewDims * kColumnRows));
+            k.to_columns[dtype](data.data(), bytes, count, dim, columns.data());
+            const int64_t lanes = dtype == IDSEL_BFLOAT16 && dim > 1 ? kFewDims : dim;
+            for (int64_t with : {int64_t{0}, int64_t{7}, count - 1}) {
+                float found[kColumnRows];
+                k.row_of_columns(columns.data(), columns.data() + with, lanes, found);
+                for (int64_t i = 0; i < count; ++i) {
+                    const unsigned char* rows = data.data();
+                    CHECK(same_bits(found[i], k.dot[dtype](rows + i * bytes, rows + with * bytes, dim)));
                 }
             }
         }
@@ -249,6 +274,7 @@ void check_half(const Kernels& k) {
 void check_all(const Kernels& k) {
     check_tile(k);
     check_rows(k);
+    check_columns(k);
     check_half(k);
     std::printf("checked %s\n", k.name);
 }
