@@ -105,8 +105,8 @@ def test_what_a_budget_saves_is_computed_again(monkeypatch: pytest.MonkeyPatch) 
         _, (stats,) = _with_budget(monkeypatch, budget, **inputs, rule=Coverage(), k=60)
         assert (stats.path is Path.LAZY) == (budget > 0)
         similarities.append(stats.similarities)
-    assert similarities == sorted(similarities, reverse=True)
-    assert similarities[0] > similarities[2] > similarities[3]
+    # With room for most rows, more are computed at a time, some of them in vain.
+    assert similarities[0] > max(similarities[1:3]) and min(similarities[1:3]) > similarities[3]
     # Where a smaller gain may mean more, every pick reads all rows.
     unwanted = {**inputs, "importance": -inputs["importance"]}
     _, (stats,) = _with_budget(monkeypatch, 1, **unwanted, rule=Coverage(), k=3)
@@ -170,11 +170,11 @@ def kib(field):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field))
 
-backend, budget = sys.argv[1], int(sys.argv[2])
+backend, tokens, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 reference.GRAM_BYTES, reference._KEPT_BANDS_BYTES = budget // 4, budget // 4 * 3
 dispatch._load("cpu").gram_budget_bytes = budget
 torch.set_num_threads(1)
-features = torch.randn(8192, 16, generator=torch.Generator().manual_seed(0))
+features = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(0))
 idsel.select(features[:5000], 3, idsel.Coverage(), backend=backend)  # loads the libraries that the same path needs
 before = kib("VmRSS:")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
@@ -184,15 +184,22 @@ print((kib("VmHWM:") - before) * 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
-@pytest.mark.parametrize("engine", ["torch", pytest.param("cpu", marks=CPU)])
-def test_peak_memory_is_the_budget_and_a_little(engine: str) -> None:
-    """The Gram takes 256 MiB. A quarter of that is the budget; beyond it come a few bands in `torch`, of 4 MiB each,
-    and of both engines copies of the features and some numbers per token: less than 32 MiB together.
+@pytest.mark.parametrize(
+    ("engine", "tokens", "budget", "beyond"),
+    [
+        ("torch", 8192, 2**26, 2**25),
+        pytest.param("cpu", 8192, 2**26, 0, marks=CPU),
+        pytest.param("cpu", 8400, 0, 0, marks=CPU, id="cpu's own"),
+    ],
+)
+def test_peak_memory_is_the_budget_and_a_little(engine: str, tokens: int, budget: int, beyond: int) -> None:
+    """The Gram takes 256 MiB and more, rows keep to 64 MiB. Beyond those come in `torch` a few bands of 4 MiB each,
+    copies of the features and some numbers per token: less than 32 MiB together.
     """
-    budget = 2**26
     # Without it glibc keeps bands that are freed, as many as it happens to.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    arguments = [engine, str(tokens), str(budget)]
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, engine, str(budget)], check=True, capture_output=True, text=True, env=env
+        [sys.executable, "-c", SCRIPT, *arguments], check=True, capture_output=True, text=True, env=env
     )
-    assert budget / 2 < int(run.stdout) < budget + 2**25
+    assert 2**25 < int(run.stdout) < 2**26 + beyond

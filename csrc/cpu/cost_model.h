@@ -36,7 +36,9 @@ struct Costs {
     static constexpr Extra kWeight{8.0, 0.4};
     static Extra history(double picks) { return {8.0 + 0.03 * picks, 0.4 + 0.03 * picks}; }
     // One of the n * (n - 1) / 2 similarities of a Gram.
-    static double gram(int64_t dim) { return 3.5 + 0.0135 * static_cast<double>(dim); }
+    static double gram(int64_t dim) { return 1.5 + 0.0145 * static_cast<double>(dim); }
+    // What a row takes more that is kept: its memory is new.
+    static constexpr double kOwnRow = 2.0;
     // What a search for the nearest token of each does with one of them.
     static constexpr double kCompare = 2.0;
 };
@@ -100,6 +102,7 @@ class CostModel {
     bool laziness_pays(Effort effort, double picks, bool has_gram) const {
         return hand_over() + picks * lazy_cost(effort, has_gram) < picks * row_cost(has_gram);
     }
+    double own_row_cost() const { return row_cost(false) + n_ * Costs::kOwnRow; }
     double gram_cost() const { return n_ * n_ / 2 * Costs::gram(dim_) / threads_; }
     bool gram_beats_rows(double rows) const {
         return gram_fits_ && gram_cost() + rows * row_cost(true) < rows * row_cost(false);

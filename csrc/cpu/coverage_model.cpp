@@ -109,7 +109,7 @@ bool CoverageModel::gram_pays(int64_t j) const {
     }
     // Nothing exact yet: one row tells more.
     if (best == kNoKey && rows_computed_ == 0 && key(j) > best) return false;
-    return static_cast<double>(rows) * cost_model_.row_cost(false) > cost_model_.gram_cost();
+    return static_cast<double>(rows) * cost_model_.own_row_cost() > cost_model_.gram_cost();
 }
 
 void CoverageModel::sum_ahead(int64_t j) {
@@ -159,7 +159,7 @@ void CoverageModel::sum(const std::vector<int64_t>& tokens) {
 }
 
 // Token j and others whose rows are missing and whose bounds exceed the best exact priority: those of the largest
-// bounds, as many as this pick has taken so far. So at most half of the rows are computed in vain.
+// bounds, half as many as this pick has taken so far. So at most a third of the rows are computed in vain.
 std::vector<int64_t> CoverageModel::rivals(int64_t j) const {
     float best = kNoKey;
     for (int64_t i = 0; i < run_.sample.n; ++i) {
@@ -170,7 +170,7 @@ std::vector<int64_t> CoverageModel::rivals(int64_t j) const {
         const bool missing = run_.competes(i) && !summed(i) && !few_rows_->kept(i);
         if (missing && i != j && key(i) > best) tokens.push_back(i);
     }
-    const int64_t most = std::min(std::max(summed_for_pick_, kTileRows), few_rows_->most()) - 1;
+    const int64_t most = std::min(std::max(summed_for_pick_ / 2, kTileRows), few_rows_->most()) - 1;
     if (most < static_cast<int64_t>(tokens.size())) {
         std::nth_element(tokens.begin(), tokens.begin() + most, tokens.end(), [this](int64_t a, int64_t b) {
             const float of_a = key(a), of_b = key(b);

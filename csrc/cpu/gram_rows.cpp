@@ -9,9 +9,12 @@ namespace {
 
 // So many rows take much longer to multiply than all tokens to copy.
 constexpr int64_t kMostRows = 8 * kTileRows;
+// So many tokens at a time meet them, whose copies then stay in a second-level cache.
+constexpr int64_t kPart = 4 * kTileRows;
+constexpr int64_t kMostThreads = 16;
 
 int64_t rows_of_budget(const Sample& sample) {
-    return sample.gram_budget / static_cast<int64_t>(sizeof(float)) / sample.n;
+    return sample.rows_budget / static_cast<int64_t>(sizeof(float)) / sample.n;
 }
 
 }  // namespace
@@ -20,12 +23,13 @@ GramRows::GramRows(Similarity& similarity)
     : similarity_(similarity),
       n_(similarity.sample().n),
       most_(std::clamp<int64_t>(rows_of_budget(similarity.sample()) / 8, 1, kMostRows)),
-      most_kept_(std::max<int64_t>(rows_of_budget(similarity.sample()) - most_, 0)),
-      dots_(similarity.sample(), similarity.kernels(), similarity.pool(), n_ + most_),
-      order_(static_cast<size_t>(n_)),
+      most_kept_(rows_of_budget(similarity.sample()) * 5 / 8),
       computed_(new float[static_cast<size_t>(most_ * n_)]),
       rows_(static_cast<size_t>(n_)) {
-    std::iota(order_.begin(), order_.end(), 0);
+    const int64_t threads = std::min<int64_t>({similarity.pool().threads(), kMostThreads, (n_ + kPart - 1) / kPart});
+    for (int64_t i = 0; i < threads; ++i) {
+        dots_.emplace_back(similarity.sample(), similarity.kernels(), alone_, kPart + most_);
+    }
 }
 
 const float* GramRows::row(int64_t token) {
@@ -35,30 +39,40 @@ const float* GramRows::row(int64_t token) {
 }
 
 void GramRows::compute(const std::vector<int64_t>& tokens, const Use& use) {
-    const auto count = static_cast<int64_t>(tokens.size());
-    order_.resize(static_cast<size_t>(n_));
-    order_.insert(order_.end(), tokens.begin(), tokens.end());
-    std::vector<Tile> tiles;
-    for (int64_t i = n_; i < n_ + count; i += kTileRows) {
-        for (int64_t j = 0; j < n_; j += kTileRows) {
-            tiles.push_back({i, std::min(i + kTileRows, n_ + count), j, std::min(j + kTileRows, n_)});
+    const auto count = static_cast<int64_t>(tokens.size()), threads = static_cast<int64_t>(dots_.size());
+    similarity_.pool().parallel_for(threads, 1, [&](int64_t first, int64_t last) {
+        for (; first < last; ++first) {
+            for (int64_t begin = first * kPart; begin < n_; begin += threads * kPart) {
+                compute_part(dots_[static_cast<size_t>(first)], tokens, begin, std::min(begin + kPart, n_));
+            }
         }
-    }
-    dots_.compute(order_, tiles, computed_.get(), n_, [&](const Tile& tile) { finish(tile, tokens); });
+    });
     similarity_.count_dots(count * (n_ - 1));
     similarity_.pool().parallel_for(count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) use(tokens[static_cast<size_t>(i)], computed_.get() + i * n_);
     });
 }
 
-// Its dot products become similarities.
-void GramRows::finish(const Tile& tile, const std::vector<int64_t>& tokens) {
-    for (int64_t i = tile.i; i < tile.i_end; ++i) {
-        const int64_t token = tokens[static_cast<size_t>(i - n_)];
-        float* row = computed_.get() + (i - n_) * n_;
-        similarity_.of_dots(token, tile.j, tile.j_end, row + tile.j);
-        if (tile.j <= token && token < tile.j_end) row[token] = similarity_.nonzero(token) ? 1.0f : 0.0f;
+void GramRows::compute_part(TiledDots& dots, const std::vector<int64_t>& tokens, int64_t begin, int64_t end) {
+    const int64_t width = end - begin, height = static_cast<int64_t>(tokens.size());
+    std::vector<int64_t> rows(static_cast<size_t>(width));
+    std::iota(rows.begin(), rows.end(), begin);
+    rows.insert(rows.end(), tokens.begin(), tokens.end());
+    std::vector<Tile> tiles;
+    for (int64_t i = width; i < width + height; i += kTileRows) {
+        for (int64_t j = 0; j < width; j += kTileRows) {
+            tiles.push_back({i, std::min(i + kTileRows, width + height), j, std::min(j + kTileRows, width)});
+        }
     }
+    dots.compute(rows, tiles, computed_.get() + begin, n_, [&](const Tile& tile) {
+        for (int64_t i = tile.i; i < tile.i_end; ++i) {
+            const int64_t token = tokens[static_cast<size_t>(i - width)];
+            float* row = computed_.get() + (i - width) * n_;
+            similarity_.of_dots(token, begin + tile.j, begin + tile.j_end, row + begin + tile.j);
+            if (begin + tile.j <= token && token < begin + tile.j_end)
+                row[token] = similarity_.nonzero(token) ? 1.0f : 0.0f;
+        }
+    });
 }
 
 void GramRows::keep(const std::vector<int64_t>& tokens, const std::vector<float>& worth) {

@@ -11,8 +11,8 @@
 
 namespace idsel::cpu {
 
-// Rows have the bits of `Similarity::gram_row`. All together they keep to the budget of the sample, but at least one
-// row is there.
+// Rows have the bits of `Similarity::gram_row`. With what it takes to compute them they keep to the budget of the
+// sample, but at least one row is there.
 class GramRows {
   public:
     explicit GramRows(Similarity& similarity);
@@ -34,7 +34,8 @@ class GramRows {
   private:
     using Row = std::unique_ptr<float[]>;
 
-    void finish(const Tile& tile, const std::vector<int64_t>& tokens);
+    // Their similarities to the tokens [begin, end).
+    void compute_part(TiledDots& dots, const std::vector<int64_t>& tokens, int64_t begin, int64_t end);
     // A row that was given up, or a new one.
     Row one_of(std::vector<Row>& spare) const;
 
@@ -42,11 +43,11 @@ class GramRows {
     int64_t n_;
     int64_t most_;
     int64_t most_kept_;
-    TiledDots dots_;
-    std::vector<int64_t> order_;  // all tokens, and behind them those whose rows are computed
-    Row computed_;                // (most, n)
-    std::vector<Row> rows_;       // (n,) those that are kept
-    std::vector<int64_t> kept_;   // their tokens
+    ThreadPool alone_{1};
+    std::vector<TiledDots> dots_;  // for as many threads as there is work for
+    Row computed_;                 // (most, n)
+    std::vector<Row> rows_;        // (n,) those that are kept
+    std::vector<int64_t> kept_;    // their tokens
 };
 
 }  // namespace idsel::cpu

@@ -17,7 +17,11 @@ struct Sample {
     int64_t dim = 0;            // 1 where similarities are given: to look one up, no features are read
     bool similarities = false;  // `features` are the similarities of the tokens, (n, n)
     int64_t k = 0;              // picks wanted
-    int64_t gram_budget = IDSEL_GRAM_BUDGET_BYTES;  // the most bytes that its similarities may take
+    // The most bytes that all its similarities may take, and rows of them where they are more. A Gram within it is
+    // worth its memory: rows that are computed again take several times as long. Rows within a few are as good as of
+    // more.
+    int64_t gram_budget = int64_t{256} << 20;
+    int64_t rows_budget = int64_t{64} << 20;
 
     // (n,) each. Tier::kNoPriority stands for every token that competes: whether it has a priority is the model's to
     // say. Features that are not finite are found out when first read. `importance` is clamped, -inf where a token does

@@ -51,7 +51,7 @@ Sample sample_of(const idsel_args& args, int64_t b) {
         const int64_t token = args.given[b * args.given_count + i];
         if (token >= 0 && token < sample.n) sample.given.push_back(token);
     }
-    if (args.gram_budget > 0) sample.gram_budget = args.gram_budget;
+    if (args.gram_budget > 0) sample.gram_budget = sample.rows_budget = args.gram_budget;
     const auto size = static_cast<size_t>(place.count);
     sample.tier.assign(size, Tier::kNoPriority);
     if (args.mask != nullptr) {

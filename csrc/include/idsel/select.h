@@ -18,8 +18,8 @@
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
 
-/* The most bytes that the similarities of a sample take, unless the caller says otherwise: N = 16384. Beyond it a part
- * of them is kept at a time. */
+/* The most bytes that the similarities of a sample take on a GPU, unless the caller says otherwise: N = 16384. Beyond it
+ * a part of them is kept at a time. */
 #define IDSEL_GRAM_BUDGET_BYTES 1073741824
 
 #ifdef __cplusplus
@@ -130,7 +130,8 @@ typedef struct idsel_args {
     void* stream;   /* CUDA: cudaStream_t of the current device */
 
     /* The most bytes that the similarities of a sample (of a ragged batch on CUDA: of all its tokens) may take. Beyond
-     * it only a part of them is kept at a time. 0: as many as pay, and at most 1 GiB; CUDA uses at most 16 GiB.
+     * it only a part of them is kept at a time. 0: as many as pay, and at most 1 GiB, on the CPU all in 256 MiB or a
+     * part of them in 64 MiB; CUDA uses at most 16 GiB.
      * `Elimination` on the CPU keeps all whatever it says. */
     int64_t gram_budget;
 
