@@ -13,7 +13,7 @@ from . import _copies
 __all__ = ["ABI", "build_notes", "build_state", "failure", "library", "rule_ids"]
 
 # Of csrc/include/idsel/select.h: the library that this package calls.
-ABI = 11
+ABI = 12
 
 
 @functools.cache

@@ -290,6 +290,30 @@ def test_instruction_sets_agree(rule: Rule) -> None:
             assert_same(best, portable)
 
 
+@pytest.mark.parametrize("rule", RULE_CASES.values(), ids=RULE_CASES)
+def test_loops_agree(rule: Rule) -> None:
+    few_dimensions = {
+        "few dimensions": clustered(1, 300, 3),
+        "few in bf16": clustered(1, 300, 5, importance="flat", dtype=torch.bfloat16),
+    }
+    for case in (BIG | few_dimensions).values():
+        for k in (1, 60, 300):
+            chosen, _ = run(case, k, rule)
+            for loop in cpu.Loop:
+                with cpu.use_loop(loop):
+                    assert_same(chosen, run(case, k, rule)[0])
+
+
+def test_a_loop_is_the_one_asked_for() -> None:
+    case = clustered(1, 576, 64)
+    for rule in (IDSelection(), MMR(), MaxMin(start=0), HardSuppress(), DPP()):
+        paths = []
+        for loop in (cpu.Loop.LAZY, cpu.Loop.ROWS, cpu.Loop.GRAM):
+            with cpu.use_loop(loop):
+                paths.append(run(case, 60, rule)[1][0].path)
+        assert paths == [cpu.Path.LAZY, cpu.Path.LAZY_ROWS, cpu.Path.LAZY_GRAM], rule
+
+
 def test_samples_do_not_depend_on_batch_mates() -> None:
     case = clustered(4, 90, 70)
     for rule in RULE_CASES.values():

@@ -78,7 +78,7 @@ class Call {
     py::object on_cpu(std::uintptr_t features, std::uintptr_t importance, std::uintptr_t mask,
                       std::uintptr_t cu_seqlens, std::uintptr_t grids, std::uintptr_t given, std::uintptr_t indices,
                       std::uintptr_t scores, const std::vector<std::int64_t>& counts, std::int32_t threads,
-                      std::int32_t isa, bool stats) const {
+                      std::int32_t isa, std::int32_t loop, bool stats) const {
         idsel_args args = with(features, importance, mask, cu_seqlens, grids, given, indices, scores);
         std::vector<idsel_stats> counted(stats ? static_cast<std::size_t>(args.batch) : 0);
         if (!counts.empty()) {
@@ -87,6 +87,7 @@ class Call {
         }
         args.threads = threads;
         args.isa = isa;
+        args.loop = loop;
         args.stats = stats ? counted.data() : nullptr;
         select(args);
         return stats ? py::object(stats_to_python(counted)) : py::none();

@@ -145,6 +145,9 @@ idsel_status select_cpu(const idsel_args& args) {
         return fail(IDSEL_UNSUPPORTED, "the CPU path needs features_dim_stride = 1, got %lld",
                     static_cast<long long>(args.features_dim_stride));
     }
+    if (args.loop < IDSEL_LOOP_AUTO || args.loop > IDSEL_LOOP_GRAM) {
+        return fail(IDSEL_INVALID, "loop has to be an idsel_loop, got %d", args.loop);
+    }
     if (cpu::kernels(args.isa) == nullptr) {
         return fail(IDSEL_UNSUPPORTED, "instruction set %d is not in this build or not on this machine", args.isa);
     }

@@ -24,17 +24,21 @@ struct Costs {
     // One similarity on demand, a few of a token from one reading of its features, and the rule.
     static double on_demand(int64_t dim) { return 9.0 + 0.023 * static_cast<double>(dim); }
     // One similarity of a row that all tokens absorb one after the other.
-    static double row(int64_t dim) { return dim > kFewDims ? 1.0 + 0.037 * static_cast<double>(dim) : 0.7; }
+    static double row(int64_t dim) {
+        if (dim <= kFewDims) return 0.65;
+        const double few = static_cast<double>(std::min<int64_t>(dim, 64));  // which caches keep
+        return 1.0 + 0.014 * few + 0.0335 * (static_cast<double>(dim) - few);
+    }
     // The same where they are looked up.
     static constexpr double kLookUp = 4.0;
     static constexpr double kStep = 0.7;
     // When another loop goes on, for each token.
-    static constexpr double kHandOver = 8.0;
+    static constexpr double kHandOver = 16.0;
     // Of a row that a block of tokens catches up with: several of them read its features once.
     static constexpr double kCatchUp = 0.6;
     // What a weight adds to either, and histories of so many picks.
     static constexpr Extra kWeight{8.0, 0.4};
-    static Extra history(double picks) { return {8.0 + 0.03 * picks, 0.4 + 0.03 * picks}; }
+    static Extra history(double picks) { return {8.0 + 0.03 * picks, 1.8 + 0.04 * picks}; }
     // One of the n * (n - 1) / 2 similarities of a Gram.
     static double gram(int64_t dim) { return 1.5 + 0.0145 * static_cast<double>(dim); }
     // What a row takes more that is kept: its memory is new.

@@ -56,6 +56,10 @@ struct Block {
     float* key;
 };
 
+inline void raise_to(int32_t least, int32_t* numbers, int64_t count) {
+    std::transform(numbers, numbers + count, numbers, [=](int32_t number) { return std::max(number, least); });
+}
+
 // The picks of a sample so far, and the tokens left.
 struct Run {
     Run(Sample& of, Similarity& similarities) : sample(of), similarity(similarities) {}
@@ -80,6 +84,17 @@ struct Run {
     void take(int64_t token, float priority) {
         picks.push_back({token, priority});
         sample.tier[static_cast<size_t>(token)] = Tier::kNotThere;
+    }
+
+    // Whether to go by rows, unless the caller says so: as `pays()` does.
+    template <class Pays>
+    bool rows_chosen(const Pays& pays) const {
+        return sample.loop == IDSEL_LOOP_AUTO ? pays() : sample.loop != IDSEL_LOOP_LAZY;
+    }
+    template <class Pays>
+    bool gram_chosen(const Pays& pays) const {
+        if (sample.loop == IDSEL_LOOP_AUTO) return pays();
+        return sample.loop == IDSEL_LOOP_GRAM && similarity.gram_fits_budget();
     }
 
     Sample& sample;

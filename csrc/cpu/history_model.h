@@ -94,10 +94,7 @@ class HistoryModel {
         return best;
     }
     void set_progress(int64_t begin, int64_t end, int64_t picks) {
-        for (int64_t j = begin; j < end; ++j) {
-            int32_t& seen = seen_[static_cast<size_t>(j)];
-            seen = std::max(seen, static_cast<int32_t>(picks));
-        }
+        raise_to(static_cast<int32_t>(picks), &seen_[static_cast<size_t>(begin)], end - begin);
     }
 
   private:

@@ -203,19 +203,19 @@ class LazyLoop {
         return (std::accumulate(latest_, end, Effort{}) + *dearest * -1) * (1 / static_cast<double>(count - 1));
     }
 
-    // The same as soon as some tokens have been looked at: by experience a quarter of those that may still win come up
+    // The same as soon as some tokens have been looked at: by experience half of those that may still win come up
     // for each pick.
     bool rivals_make_rows_pay() {
         if (!Model::kRows) return false;
         double rivals = 0;
         for (int64_t j = 0; j < run_.sample.n; ++j) rivals += may_win(j, argmax_.key(j)) && !model_.fresh(j);
-        const Effort effort{rivals / 4, 0, rivals / 4};
+        const Effort effort{rivals / 2, 0, rivals / 2};
         return cost_model_.exceeds_rows(effort, 1, run_.similarity.has_gram()) && others_pay(effort);
     }
 
     // Whether the picks that are left, with so much for each, cost more than rows, or than rows of the Gram.
     bool others_pay(Effort rate) {
-        if (!Model::kRows) return false;
+        if (!Model::kRows || run_.sample.loop != IDSEL_LOOP_AUTO) return false;
         const int64_t picks = likely_remaining<Model>(run_);
         const auto pays = [&](Effort effort, int64_t behind) {
             return cost_model_.rows_pay(effort, static_cast<double>(picks), static_cast<double>(behind),

@@ -45,7 +45,8 @@ class RowLoop {
             if (key == kNoKey && given < 0) return true;
             take(token, key);
             if (before_.empty()) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
-            if (++window_ == run_.survey && model_.lazy() && laziness_pays(key)) {
+            const bool may_change = run_.sample.loop == IDSEL_LOOP_AUTO && model_.lazy();
+            if (++window_ == run_.survey && may_change && laziness_pays(key)) {
                 for (int64_t b = 0; b < argmax_.blocks(); ++b) model_.set_progress(begin_of(b), end_of(b), absorbed(b));
                 return false;
             }
@@ -92,10 +93,10 @@ class RowLoop {
     void choose_source() {
         const auto gram_pays = [this](int64_t rows) { return cost_model_.gram_beats_rows(static_cast<double>(rows)); };
         // At most all picks have to be caught up with: most often the first tells, without a look at all tokens.
-        if (!run_.similarity.has_gram() && gram_pays(run_.sample.k) &&
-            gram_pays(run_.remaining() + behind(model_, run_))) {
-            run_.similarity.make_gram();
-        }
+        const auto pays = [&] {
+            return gram_pays(run_.sample.k) && gram_pays(run_.remaining() + behind(model_, run_));
+        };
+        if (!run_.similarity.has_gram() && run_.gram_chosen(pays)) run_.similarity.make_gram();
         if (!run_.similarity.has_gram()) {
             run_.path = IDSEL_PATH_LAZY_ROWS;
         } else if (run_.path != IDSEL_PATH_GRAM) {
@@ -117,9 +118,10 @@ class RowLoop {
         const auto rivals = static_cast<double>(
             std::count_if(before_.begin(), before_.end(), [=](float before) { return before > key; }));
         const bool has_gram = run_.similarity.has_gram();
-        // Each would have been met at least once, and then had to absorb most picks of the window.
-        const Effort effort =
-            Effort{rivals / static_cast<double>(window_), rivals / static_cast<double>(window_), rivals} * kOvershoot;
+        // Each would have been met at least once, and then had to absorb what it had missed.
+        const double looks = rivals / static_cast<double>(window_);
+        const double missed = std::max(static_cast<double>(window_), static_cast<double>(run_.remaining()) / 2);
+        const Effort effort = Effort{looks, looks, looks * missed} * kOvershoot;
         before_.clear();
         window_ = 0;
         run_.survey *= 2;

@@ -91,10 +91,7 @@ class RowModel {
         return rule_.has_grid() ? suppress_by_place(p, block) : best;
     }
     void set_progress(int64_t begin, int64_t end, int64_t picks) {
-        for (int64_t j = begin; j < end; ++j) {
-            int32_t& seen = seen_[static_cast<size_t>(j)];
-            seen = std::max(seen, static_cast<int32_t>(picks));
-        }
+        raise_to(static_cast<int32_t>(picks), &seen_[static_cast<size_t>(begin)], end - begin);
     }
 
   private:
@@ -141,7 +138,8 @@ class RowModel {
             state(given) = priority(given, nearest_to(run_, given));
             return given;
         }
-        if (cost_model(run_).gram_pays_at_once(static_cast<double>(run_.remaining()))) {
+        const auto pays = [this] { return cost_model(run_).gram_pays_at_once(static_cast<double>(run_.remaining())); };
+        if (run_.gram_chosen(pays)) {
             run_.similarity.make_gram();
             run_.path = IDSEL_PATH_GRAM;
         }

@@ -29,6 +29,7 @@ struct Sample {
     std::vector<Tier> tier;
     std::vector<float> importance;
 
+    int32_t loop = IDSEL_LOOP_AUTO;
     std::vector<int64_t> given;  // what to begin with, some of them perhaps not to be picked
 
     bool competes(int64_t token) const { return tier[static_cast<size_t>(token)] >= Tier::kNoPriority; }

@@ -47,6 +47,7 @@ Sample sample_of(const idsel_args& args, int64_t b) {
     sample.similarities = args.features_are_similarities != 0;
     sample.dim = sample.similarities ? 1 : args.dim;
     sample.k = args.k[args.k_count == 1 ? 0 : b];
+    sample.loop = args.loop;
     for (int64_t i = 0; args.given != nullptr && i < args.given_count; ++i) {
         const int64_t token = args.given[b * args.given_count + i];
         if (token >= 0 && token < sample.n) sample.given.push_back(token);
@@ -103,8 +104,10 @@ struct ModelOf<State::kChannels> {
 
 template <class Model>
 void pick_greedily(Model& model, Run& run) {
-    const bool has_gram = run.similarity.has_gram();
-    bool rows_next = Model::kRows && cost_model_of<Model>(run).rows_come_first(run.survey, has_gram);
+    bool rows_next = Model::kRows && run.rows_chosen([&] {
+        return cost_model_of<Model>(run).rows_come_first(std::min(run.survey, likely_picks<Model>(run)),
+                                                         run.similarity.has_gram());
+    });
     for (bool finished = false; !finished; rows_next = false) {
         const auto before = static_cast<int64_t>(run.picks.size());
         finished = model.lazy() && !rows_next && lazy_greedy(model, run);

@@ -16,7 +16,7 @@ from ..rules import DART, Elimination, State
 from .base import Launcher, Outputs
 from .library_call import LibraryCall, address
 
-__all__ = ["ENGINE", "Isa", "Path", "Stats", "record_stats", "use_isa"]
+__all__ = ["ENGINE", "Isa", "Loop", "Path", "Stats", "record_stats", "use_isa", "use_loop"]
 
 _MAX_TOKENS = 2**31 - 1
 
@@ -40,6 +40,15 @@ class Isa(enum.IntEnum):
     NEON = 4
 
 
+class Loop(enum.IntEnum):
+    """Loops of rules that have several: `idsel_loop` of the C++ interface."""
+
+    AUTO = 0
+    LAZY = 1
+    ROWS = 2
+    GRAM = 3
+
+
 class Stats(NamedTuple):
     """What one sample took.
 
@@ -60,6 +69,7 @@ class Stats(NamedTuple):
 
 _stats: ContextVar[list[list[Stats]] | None] = ContextVar("idsel_cpu_stats", default=None)
 _isa: ContextVar[Isa] = ContextVar("idsel_cpu_isa", default=Isa.AUTO)
+_loop: ContextVar[Loop] = ContextVar("idsel_cpu_loop", default=Loop.AUTO)
 
 
 @contextmanager
@@ -90,6 +100,16 @@ def use_isa(isa: Isa) -> Iterator[None]:
         yield
     finally:
         _isa.reset(token)
+
+
+@contextmanager
+def use_loop(loop: Loop) -> Iterator[None]:
+    """Runs calls inside the block with one loop where the rule has several and it can be. The picks are the same."""
+    token = _loop.set(loop)
+    try:
+        yield
+    finally:
+        _loop.reset(token)
 
 
 class CpuEngine:
@@ -129,9 +149,9 @@ class CpuEngine:
         elif problem.rule.state is State.CHANNELS:
             how = "lazy greedy over rows of the features"
         elif problem.rule.state is State.COVERAGE:
-            how = "lazy greedy over rows of the Gram, or over all of it once most rows would be needed"
+            how = "lazy greedy over rows of the Gram, or all of it where most are needed and it takes at most 256 MiB"
         else:
-            how = "lazy greedy, going on with the whole Gram once that is less work"
+            how = "lazy greedy, by rows or with the whole Gram where that is less work"
         return f"{how}; {isa}, at most {torch.get_num_threads()} threads"
 
     def memory(self, problem: Problem) -> None:
@@ -172,6 +192,7 @@ class _Launcher(LibraryCall):
             () if counts is None else counts.tolist(),
             torch.get_num_threads(),
             _isa.get(),
+            _loop.get(),
             calls is not None,
         )
         if calls is not None:

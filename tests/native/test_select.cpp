@@ -251,6 +251,8 @@ void test_refusals() {
     check_refused(IDSEL_INVALID, "features", [](idsel_args& a) { a.features = nullptr; });
     check_refused(IDSEL_UNSUPPORTED, "features_dim_stride", [](idsel_args& a) { a.features_dim_stride = 2; });
     check_refused(IDSEL_UNSUPPORTED, "instruction set", [](idsel_args& a) { a.isa = 77; });
+    check_refused(IDSEL_INVALID, "loop", [](idsel_args& a) { a.loop = 4; });
+    check_refused(IDSEL_INVALID, "loop", [](idsel_args& a) { a.loop = -1; });
     check_refused(IDSEL_INVALID, "device", [](idsel_args& a) { a.device = 7; });
     check_refused(IDSEL_UNSUPPORTED, "tokens", [](idsel_args& a) { a.tokens = int64_t{1} << 31; });
     const auto as_similarities = [](idsel_args& a) {

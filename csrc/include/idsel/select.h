@@ -13,7 +13,7 @@
 #endif
 
 /* Changes whenever a struct, the meaning of an argument or what csrc/bindings offers does. */
-#define IDSEL_ABI 11
+#define IDSEL_ABI 12
 
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
@@ -55,6 +55,15 @@ typedef enum idsel_path {
     IDSEL_PATH_LAZY_GRAM = 2, /* lazy, then the whole Gram */
     IDSEL_PATH_GRAM = 3       /* the whole Gram from the start */
 } idsel_path;
+
+/* Which loops the CPU path may use for rules that have several: it chooses (AUTO), or one is chosen for it, where that
+ * can be. They find the same picks. */
+typedef enum idsel_loop {
+    IDSEL_LOOP_AUTO = 0,
+    IDSEL_LOOP_LAZY = 1,
+    IDSEL_LOOP_ROWS = 2,
+    IDSEL_LOOP_GRAM = 3 /* rows of a Gram that is computed at once */
+} idsel_loop;
 
 /* What one sample took on the CPU path. */
 typedef struct idsel_stats {
@@ -123,6 +132,7 @@ typedef struct idsel_args {
 
     int32_t threads; /* CPU: most threads to use, >= 1 */
     int32_t isa;     /* CPU: idsel_isa */
+    int32_t loop;    /* CPU: idsel_loop */
 
     void* workspace; /* (workspace_bytes,) on the device, of at least idsel_workspace_bytes() */
     int64_t workspace_bytes;
