@@ -18,8 +18,8 @@
 /* What `counters` of a CUDA call has to hold. */
 #define IDSEL_COUNTERS_BYTES 4112
 
-/* The most bytes that the similarities of a sample take on a GPU, unless the caller says otherwise: N = 16384. Beyond it
- * a part of them is kept at a time. */
+/* The most bytes that the similarities of a sample take on a GPU, unless the caller says otherwise: N = 16384. Beyond
+ * it a part of them is kept at a time. */
 #define IDSEL_GRAM_BUDGET_BYTES 1073741824
 
 #ifdef __cplusplus
