@@ -26,7 +26,7 @@ from bench.suites import overhead, prefill
 from bench.suites import session as common
 from bench.suites.selection import RULES as SUITE_RULES
 from bench.suites.selection import ragged
-from bench.tools import cpu_peers
+from bench.tools import cpu_loops, cpu_peers
 from bench.workloads import Shape
 from idsel_kernels import DPP, MMR, Coverage, HardSuppress, IDSelection, MaxMin, Rule
 from idsel_kernels.engines import reference
@@ -348,3 +348,21 @@ def test_the_cpu_engine_beside_others(
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| `Coverage` | D > 8 | 3 |" in text and "`MMR`" in capsys.readouterr().out
+
+
+def test_a_call_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = cpu_peers.Problem("MMR", "flat", 48, 40, 4)
+    process = cpu_peers.Process(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_peers, "PATIENCE_SECONDS", 0)
+        assert process.turn(problem, cpu_peers.OURS) == [0.0]
+    with process.pool:  # another one
+        assert len(process.turn(problem, cpu_peers.OURS)) == cpu_peers.CALLS
+
+
+def test_whether_loops_are_chosen_well(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--rules", "MMR", "DPP", "--kinds", "flat", "--tokens", "48", "--dims", "3", "--threads", "1"]
+    assert cpu_loops.main([*arguments, "--repeats", "1", "--worst", "2"]) == 0
+    by_rule, worst = capsys.readouterr().out.split("\n\n")
+    assert [line.split(" | ")[:2] for line in by_rule.splitlines()[2:]] == [["| `MMR`", "3"], ["| `DPP`", "3"]]
+    assert len(worst.splitlines()) == 4

@@ -1,6 +1,7 @@
 """The cpu engine beside NumPy loops, the torch engine and other packages: `python -m bench.tools.cpu_peers --docs`.
 
-    python -m bench.tools.cpu_peers [--rules MMR] [--tokens 576] [--dims 64] [--threads 2] [--docs] [--out FILE]
+    python -m bench.tools.cpu_peers [--rules MMR] [--tokens 576] [--dims 64] [--threads 2] [--docs]
+        [--also FILE] [--out FILE]
 
 One sample in float32, ours in a process of its own: threads of a library that has nothing to do go on looking for work
 for tens of milliseconds and keep a core busy. Five turns of three calls each, after a pause and a call that count for
@@ -22,7 +23,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ DIMS = (3, 64, 114, 256, 1024, 4096)
 TURNS, CALLS = 5, 3
 PAUSE_SECONDS = 0.03
 LONG_US = 1e6
+PATIENCE_SECONDS = 30
 HOPELESS = 8
 OURS = "ours"
 Call = Callable[[], object]
@@ -119,7 +120,9 @@ def calls(problem: Problem) -> dict[str, Call]:
     for name, numpy_loop in numpy_rules.selectors(rule).items():
         found[name] = functools.partial(numpy_loop, x, weight, k)
     found["torch engine"] = functools.partial(select, backend="torch")
-    if flat or not isinstance(rule, Coverage):
+    # submodlib does not end where its kernel has no determinant, as with copies or more picks than dimensions.
+    singular = isinstance(rule, DPP) and (problem.kind == "ties" or k >= problem.dim)
+    if not singular and (flat or not isinstance(rule, Coverage)):
         for name, package in peers.selectors(rule).items():
             found[name] = functools.partial(package, unit, weight, k)
     return found
@@ -138,19 +141,35 @@ def turn(problem: Problem, name: str) -> list[float]:
     return [host_us(call) for _ in range(CALLS)] if first < LONG_US else [first]
 
 
-def process(threads: int) -> ProcessPoolExecutor:
-    """A process of its own."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(threads,))
+class Process:
+    """A process of its own, started anew where a call does not end: that of a package, on an input it cannot take."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.start()
+
+    def start(self) -> None:
+        """Makes it."""
+        context = multiprocessing.get_context("spawn")
+        self.pool = context.Pool(1, initializer=torch.set_num_threads, initargs=(self.threads,))
+
+    def turn(self, problem: Problem, name: str) -> list[float]:
+        """What `turn` gives; of a call that does not end how long it was waited for."""
+        try:
+            return self.pool.apply_async(turn, (problem, name)).get(PATIENCE_SECONDS)
+        except multiprocessing.TimeoutError:
+            self.pool.terminate()
+            self.start()
+            return [1e6 * PATIENCE_SECONDS]
 
 
-def measure(problem: Problem, ours: Executor, others: Executor) -> dict[str, float]:
+def measure(problem: Problem, ours: Process, others: Process) -> dict[str, float]:
     """Medians; of those without hope of the first turn."""
-    times: dict[str, list[float]] = {name: [] for name in others.submit(names, problem).result()}
+    times: dict[str, list[float]] = {name: [] for name in others.pool.apply(names, (problem,))}
     hopeful = list(times)
     for _ in range(TURNS):
         for name in hopeful:
-            times[name] += (ours if name == OURS else others).submit(turn, problem, name).result()
+            times[name] += (ours if name == OURS else others).turn(problem, name)
         best = min(statistics.median(found) for found in times.values())
         hopeful = [name for name in hopeful if name == OURS or statistics.median(times[name]) < HOPELESS * best]
     return {name: statistics.median(found) for name, found in times.items()}
@@ -158,11 +177,13 @@ def measure(problem: Problem, ours: Executor, others: Executor) -> dict[str, flo
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """All that was asked for, measured one after the other."""
-    with process(options.threads) as ours, process(options.threads) as others:
+    ours, others = Process(options.threads), Process(options.threads)
+    with ours.pool:
         for rule, kind, tokens, dim in itertools.product(options.rules, options.kinds, options.tokens, options.dims):
             for k in sorted({min(16, tokens), min(64, tokens), tokens // 10}):
                 problem = Problem(rule, kind, tokens, dim, k)
                 yield Cell(*problem, measure(problem, ours, others))
+    others.pool.terminate()
 
 
 def table(found: Sequence[Cell]) -> str:
@@ -211,11 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of our engine")
     parser.add_argument("--docs", action="store_true", help="put the table into docs/cpu_engine.md")
+    parser.add_argument("--also", type=Path, help="times written by --out before, which belong to the table, too")
     parser.add_argument("--out", type=Path, help="a file for all times, as JSON")
     options = parser.parse_args(arguments)
     if absent := peers.missing():
         print("not installed:", ", ".join(absent))
-    found = []
+    found = [Cell(**cell) for cell in json.loads(options.also.read_text())] if options.also else []
     for cell in cells(options):
         found.append(cell)
         print(cell.line(), flush=True)
