@@ -98,7 +98,7 @@ class CostModel {
     // Whether so many picks cost more lazily, with so much for each, than by rows, be these computed or looked up in a
     // Gram, with `behind` more to catch up with.
     bool rows_pay(Effort effort, double picks, double behind, bool has_gram) const {
-        const double lazy = picks * lazy_cost(effort, has_gram), rows = picks + behind * Costs::kCatchUp;
+        const double lazy = picks * lazy_cost(effort, has_gram) / margin(), rows = picks + behind * Costs::kCatchUp;
         return lazy > hand_over() + rows * row_cost(has_gram) ||
                (!has_gram && gram_fits_ && lazy > hand_over() + gram_cost() + rows * row_cost(true));
     }
@@ -143,6 +143,9 @@ class CostModel {
 
   private:
     double hand_over() const { return n_ * Costs::kHandOver; }
+    // Where a row saves nothing per similarity, the lazy loop cannot lose much, and what it does for a pick it need not
+    // do for the next.
+    double margin() const { return Costs::row(dim_) < Costs::on_demand(dim_) ? 1.0 : 1.3; }
 
     static constexpr double kAlone = 1e6;
     static constexpr double kSharedSome = 5e3;
