@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import same, set_gram_budget
 from naive_at_once import naive_at_once
 from no_sync import nothing_read, to_meta
 
 import idsel_kernels as idsel
-from idsel_kernels import DART, Elimination, Rule
+from idsel_kernels import DART, Elimination, Rule, _native, calls
 from idsel_kernels.problem import Inputs
 from idsel_kernels.rules import RULES
 
@@ -32,6 +33,7 @@ AT_ONCE: dict[str, Elimination | DART] = {
 ALL_RULES = pytest.mark.parametrize("rule", AT_ONCE.values(), ids=AT_ONCE)
 INF = float("inf")
 ENGINES = [name for name in ("torch", "cpu") if name in idsel.available_backends()]
+CPU = pytest.mark.skipif(_native.failure() is not None, reason=str(_native.failure()))
 EACH_ENGINE = pytest.mark.parametrize("engine", ENGINES)
 
 
@@ -70,6 +72,69 @@ def test_picks_and_scores_are_those_of_literal_code(name: str) -> None:
             sel = idsel.select(**given, k=k, rule=rule, backend=engine)
             assert sel.indices[0].tolist() == picks, (engine, seed)
             assert sel.scores[0].tolist() == pytest.approx(scores, abs=0), (engine, seed)
+
+
+# The cpu engine makes lists of the nearest tokens where there are many tokens, and where the Gram exceeds the budget.
+BOTH_ORDERS = pytest.mark.parametrize("order", ["score", "position"])
+
+
+@CPU
+@BOTH_ORDERS
+def test_rows_give_the_picks_of_literal_code(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = Elimination(order=order)
+    set_gram_budget(monkeypatch, "cpu", 1)
+    for seed in range(250):
+        given, k = hard_case(seed)
+        picks, scores = literal(given, k, rule)
+        sel = idsel.select(**given, k=k, rule=rule, backend="cpu")
+        assert sel.indices[0].tolist() == picks, seed
+        assert sel.scores[0].tolist() == pytest.approx(scores, abs=0), seed
+    calls.forget()
+
+
+def _many(kind: str) -> dict[str, torch.Tensor]:
+    """900 tokens, 650 of which take part."""
+    case = idsel.inputs.clustered(1, 900, 33, seed=len(kind))
+    there = torch.zeros(1, 900, dtype=torch.bool)
+    there[0, torch.randperm(900, generator=torch.Generator().manual_seed(0))[:650]] = True
+    given = {"features": case.features.clone(), "importance": case.importance, "mask": there}
+    if kind == "copies":
+        given["features"] = given["features"][:, torch.arange(900) // 40]
+    if kind == "unusable":
+        given["features"][0, ::7] = 0.0
+        given["features"][0, 3::50, 1] = float("nan")
+    if kind == "similarity":
+        c = torch.randn(1, 900, 900, generator=torch.Generator().manual_seed(1))
+        c[0, ::5, ::3], c[0, 1::5, ::3], c[0, 2::5] = float("nan"), -INF, 7.0
+        given["similarity"] = c
+        del given["features"]
+    return given
+
+
+@CPU
+@BOTH_ORDERS
+@pytest.mark.parametrize("kind", ["plain", "copies", "unusable", "similarity"])
+def test_lists_of_the_nearest_tokens_find_what_all_pairs_do(
+    kind: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, given = Elimination(order=order), _many(kind)
+    there = given["mask"][0].nonzero()[:, 0]
+    alone = {name: value[:, there] for name, value in given.items() if name != "mask"}
+    if kind == "similarity":
+        alone["similarity"] = alone["similarity"][..., there]
+    for k in (1, 40, 300, 649):
+        few = idsel.select(**alone, k=k, rule=rule, backend="cpu")
+        assert torch.equal(idsel.select(**given, k=k, rule=rule, backend="cpu").indices[0], there[few.indices[0]])
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads, budget in [(1, 0), (3, 0), (1, 1), (3, 1), (2, 100 * 900 * 4)]:
+            torch.set_num_threads(threads)
+            set_gram_budget(monkeypatch, "cpu", budget)
+            runs.append(idsel.select(**given, k=100, rule=rule, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    calls.forget()
+    assert all(same(runs[0], run) for run in runs)
 
 
 @ALL_RULES

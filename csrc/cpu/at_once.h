@@ -6,7 +6,7 @@
 
 namespace idsel::cpu {
 
-// Picks as many tokens as take part and are wanted, from the whole Gram.
+// Picks as many tokens as take part and are wanted, from the Gram, or from rows of it where it exceeds the budget.
 void pick_at_once(const Elimination& rule, Run& run);
 
 // Picks as many tokens as take part and are wanted, from the rows of the pivots; without a pivot none. Rows that are no

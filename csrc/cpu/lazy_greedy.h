@@ -56,8 +56,8 @@ class LazyLoop {
   private:
     // Tokens taken from the top one by one; each looks through the blocks, so that for more of them all tokens are.
     static constexpr int64_t kMostFromTop = 2048;
-    static constexpr int64_t kSample = 32;
-    static constexpr int64_t kLatest = 4;
+    static constexpr int64_t kSample = 32;  // looks after which those to come are foreseen from what they left
+    static constexpr int64_t kLatest = 4;   // picks by whose effort that of the next ones is foreseen
 
     void rebuild() {
         for (int64_t j = 0; j < run_.sample.n; ++j) {

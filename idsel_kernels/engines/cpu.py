@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -67,6 +67,8 @@ class Stats(NamedTuple):
     isa: Isa
 
 
+T = TypeVar("T")
+
 _stats: ContextVar[list[list[Stats]] | None] = ContextVar("idsel_cpu_stats", default=None)
 _isa: ContextVar[Isa] = ContextVar("idsel_cpu_isa", default=Isa.AUTO)
 _loop: ContextVar[Loop] = ContextVar("idsel_cpu_loop", default=Loop.AUTO)
@@ -85,31 +87,31 @@ def record_stats() -> Iterator[list[list[Stats]]]:
         'LAZY_ROWS'
     """
     calls: list[list[Stats]] = []
-    token = _stats.set(calls)
-    try:
+    with _set(_stats, calls):
         yield calls
-    finally:
-        _stats.reset(token)
 
 
 @contextmanager
 def use_isa(isa: Isa) -> Iterator[None]:
     """Runs calls inside the block with one instruction set; a call raises ValueError where it cannot run here."""
-    token = _isa.set(isa)
-    try:
+    with _set(_isa, isa):
         yield
-    finally:
-        _isa.reset(token)
 
 
 @contextmanager
 def use_loop(loop: Loop) -> Iterator[None]:
     """Runs calls inside the block with one loop where the rule has several and it can be. The picks are the same."""
-    token = _loop.set(loop)
+    with _set(_loop, loop):
+        yield
+
+
+@contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _loop.reset(token)
+        variable.reset(token)
 
 
 class CpuEngine:
@@ -143,7 +145,7 @@ class CpuEngine:
             how = "similarities looked up where they lie"
             how += ", by lazy greedy or row by row" if problem.rule.is_greedy else ""
         elif isinstance(problem.rule, Elimination):
-            how = "the whole Gram, then rounds that drop up to 8 tokens each"
+            how = "rounds that drop up to 8 tokens each, over the Gram, or rows of it where it exceeds 256 MiB"
         elif isinstance(problem.rule, DART):
             how = "the rows of the pivots, then for each of them the tokens least like it"
         elif problem.rule.state is State.CHANNELS:
