@@ -96,6 +96,38 @@ def test_cdpruner_with_merge() -> None:
     assert sizes.sum(1).tolist() == [60.0] * 3
 
 
+def literal_d2pruner(
+    features: torch.Tensor, importance: torch.Tensor, k: int, radius: int, sides: tuple[int, int]
+) -> list[int]:
+    """Pivots; the others by importance, past what is like one chosen before or beside it; then the rest."""
+    x = torch.nn.functional.normalize(features.double(), dim=-1)
+    order = sorted(range(len(x)), key=lambda j: (-float(importance[j]), j))
+    pivots, others = order[: int(0.7 * k)], order[int(0.7 * k) :]
+    chosen: list[int] = []
+    for j in others:
+        row, column = divmod(j, sides[1])
+        beside = (max(abs(row - i // sides[1]), abs(column - i % sides[1])) <= radius for i in chosen)
+        if all(float(x[i] @ x[j]) <= 0.8 for i in chosen) and not (radius and any(beside)):
+            chosen.append(j)
+    chosen += [j for j in others if j not in chosen]
+    return pivots + chosen[: k - len(pivots)]
+
+
+@pytest.mark.parametrize("radius", [0, 1])
+def test_d2pruner_is_protected_pivots_and_an_independent_set(radius: int, backend: Backend) -> None:
+    sides = [(6, 10), (4, 15), (1, 60)]
+    k, rule = backend.fewer(20), idsel.HardSuppress(radius=radius)
+    pivots = idsel.topk_select(CASE.features, int(0.7 * k), CASE.importance).keep_mask(60)
+    grids = {"grids": torch.tensor(sides)} if radius else {}
+    more = {"rule": rule, "importance": CASE.importance, "protect": pivots, "order": "pick"}
+    out = pruned(backend, CASE.features, k=k, **more, **grids)
+    for b, (height, width) in enumerate(sides):
+        expected = literal_d2pruner(CASE.features[b], CASE.importance[b], k, radius, (height, width))
+        first = int(0.7 * k)
+        assert sorted(out.selection.indices[b, :first].tolist()) == sorted(expected[:first])
+        assert out.selection.indices[b, first:].tolist() == expected[first:]
+
+
 # --- On every backend -------------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ class RowLoop {
             const float key = argmax_.key(token);
             if (key == kNoKey && given < 0) return true;
             take(token, key);
+            if (model_.due()) continue;  // priorities before the first pick say nothing of those after it
             if (before_.empty()) before_.assign(argmax_.keys(0), argmax_.keys(0) + run_.sample.n);
             const bool may_change = run_.sample.loop == IDSEL_LOOP_AUTO && model_.lazy();
             if (++window_ == run_.survey && may_change && laziness_pays(key)) {
