@@ -100,6 +100,9 @@ def _many(kind: str) -> dict[str, torch.Tensor]:
     given = {"features": case.features.clone(), "importance": case.importance, "mask": there}
     if kind == "copies":
         given["features"] = given["features"][:, torch.arange(900) // 40]
+    if kind == "alternating":
+        given["features"] = given["features"][:, torch.arange(900) % 2]
+        given["mask"] = torch.arange(900)[None] < 650
     if kind == "unusable":
         given["features"][0, ::7] = 0.0
         given["features"][0, 3::50, 1] = float("nan")
@@ -113,7 +116,7 @@ def _many(kind: str) -> dict[str, torch.Tensor]:
 
 @CPU
 @BOTH_ORDERS
-@pytest.mark.parametrize("kind", ["plain", "copies", "unusable", "similarity"])
+@pytest.mark.parametrize("kind", ["plain", "copies", "alternating", "unusable", "similarity"])
 def test_lists_of_the_nearest_tokens_find_what_all_pairs_do(
     kind: str, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,9 +78,11 @@ class Neighbours {
 
   private:
     static constexpr size_t kMost = 16;
-    // Of so many, half are looked at in less time than a list takes, where the Gram is there.
+    // Where the Gram is there, half of so many tokens are looked at in less time than a list takes.
     static constexpr int64_t kFewTokens = 768;
-    static constexpr float kUnknown = std::numeric_limits<float>::infinity();
+    // Where rows were computed so many times as often as there are tokens, the Gram had been better.
+    static constexpr int64_t kMostTimes = 4;
+    static constexpr float kUnknown = std::numeric_limits<float>::infinity();  // no similarity exceeds 1
     static constexpr float kLeast = -1.0f;
 
     struct List {
@@ -100,6 +102,15 @@ class Neighbours {
         return kUnknown;
     }
 
+    // Whether most of its list is gone. Else it is only that the near ones are on the same side for once.
+    bool worn(int64_t token, const Round& round) {
+        const std::vector<Ranked>& nearest = list(token).nearest;
+        const auto left = std::count_if(nearest.begin(), nearest.end(), [&](const Ranked& other) {
+            return round.sides[static_cast<size_t>(other.at)] != Round::kGone;
+        });
+        return static_cast<size_t>(left) < kMost / 2;
+    }
+
     static float by_row(const float* row, const Round& round) {
         float best = kNoKey;
         for (const int64_t j : round.odd) best = std::max(best, row[j]);
@@ -108,13 +119,20 @@ class Neighbours {
 
     void read_rows(const Tokens& tokens, const Round& round) {
         const auto read = [&](int64_t token, const float* row) {
-            if (rows_ || run_.sample.n > kFewTokens) {
+            if ((rows_ || run_.sample.n > kFewTokens) && worn(token, round)) {
                 make_list(token, row, round);
                 found(token) = by_list(token, round);
             }
             if (found(token) == kUnknown) found(token) = by_row(row, round);
         };
         const auto count = static_cast<int64_t>(tokens.size());
+        rows_computed_ += count;
+        // Of copies that alternate, all near ones are on one side, round after round.
+        if (rows_ && rows_computed_ > kMostTimes * run_.sample.n) {
+            run_.similarity.make_gram();
+            run_.path = IDSEL_PATH_LAZY_GRAM;
+            rows_.reset();
+        }
         if (rows_) {
             for (int64_t begin = 0; begin < count; begin += rows_->most()) {
                 const int64_t end = std::min(begin + rows_->most(), count);
@@ -129,7 +147,8 @@ class Neighbours {
         });
     }
 
-    // Of the others that reach a bound, as at least kMost do: the kMost-th of the largest of each few.
+    // The kMost-th of the largest of each kLanes tokens is a bound that at least kMost tokens reach. Of equal ones
+    // those that follow the token come first: where many are alike, lists of the same few would all run out at once.
     void make_list(int64_t token, const float* row, const Round& round) {
         const int64_t n = run_.sample.n;
         std::vector<float> others(static_cast<size_t>(n)), largest(static_cast<size_t>((n + kLanes - 1) / kLanes));
@@ -141,23 +160,24 @@ class Neighbours {
             const float* few = &others[static_cast<size_t>(j)];
             largest[static_cast<size_t>(j / kLanes)] = run_.similarity.kernels().largest(few, std::min(kLanes, n - j));
         }
-        const float bound = largest.size() > kMost ? std::max(kLeast, most_th(largest)) : kLeast;
-        List& of = list(token);
-        of.first = 0;
-        of.nearest.clear();
-        for (int64_t j = 0; j < n; ++j) {
-            if (j % kLanes == 0 && largest[static_cast<size_t>(j / kLanes)] < bound) {
-                j += kLanes - 1;
-            } else if (others[static_cast<size_t>(j)] >= bound) {
-                of.nearest.push_back({others[static_cast<size_t>(j)], static_cast<int32_t>(j)});
+        const float bound = largest.size() > kMost ? std::max(kLeast, nth_largest(largest, kMost)) : kLeast;
+        std::vector<Ranked> near;
+        for (int64_t begin = 0; begin < n; begin += kLanes) {
+            if (largest[static_cast<size_t>(begin / kLanes)] < bound) continue;
+            for (int64_t j = begin; j < std::min(begin + kLanes, n); ++j) {
+                const float similarity = others[static_cast<size_t>(j)];
+                if (similarity >= bound)
+                    near.push_back({similarity, static_cast<int32_t>(j > token ? j - token : j - token + n)});
             }
         }
-        const size_t count = std::min(kMost, of.nearest.size());
-        sort_first(of.nearest, count);
-        of.nearest.resize(count);
+        const size_t count = std::min(kMost, near.size());
+        sort_first(near, count);
+        // A copy: where many are alike, far more than kMost reach the bound.
+        list(token) = {{near.begin(), near.begin() + static_cast<ptrdiff_t>(count)}, 0};
+        for (Ranked& of : list(token).nearest) of.at = static_cast<int32_t>((token + of.at) % n);
     }
-    static float most_th(std::vector<float> numbers) {
-        const auto at = numbers.begin() + kMost - 1;
+    static float nth_largest(std::vector<float> numbers, size_t nth) {
+        const auto at = numbers.begin() + static_cast<ptrdiff_t>(nth - 1);
         std::nth_element(numbers.begin(), at, numbers.end(), std::greater<float>());
         return *at;
     }
@@ -166,6 +186,7 @@ class Neighbours {
     std::vector<List> lists_;         // (n,)
     std::vector<float> found_;        // (n,)
     std::unique_ptr<GramRows> rows_;  // where the Gram exceeds the budget
+    int64_t rows_computed_ = 0;
 };
 
 // Tokens that take part, by falling importance.
