@@ -65,7 +65,7 @@ def literal(given: dict[str, torch.Tensor], k: int, rule: Elimination | DART) ->
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_picks_and_scores_are_those_of_literal_code(name: str) -> None:
     rule = AT_ONCE[name]
-    for seed in range(list(AT_ONCE).index(name), 500, 5):
+    for seed in range(list(AT_ONCE).index(name) % 5, 500, 5):
         given, k = hard_case(seed)
         picks, scores = literal(given, k, rule)
         for engine in ENGINES:

@@ -58,6 +58,21 @@ def test_same_picks_on_the_clear_prefix_and_small_regret(case: dict[str, Any], b
     idsel.testing.check_selection(sel, **inputs, rule=rule).assert_ok(GOLDEN_REGRET)
 
 
+@pytest.mark.parametrize(("tokens", "k"), [(1, 1), (1, 3), (7, 9), (33, 32)])
+@pytest.mark.parametrize("rule", [idsel.MaxMin(weighted=True), idsel.MatrixCoverage()], ids=["flashvid", "mmtok"])
+def test_tokens_are_distinct_where_the_published_code_fails_or_repeats_some(
+    rule: idsel.Rule, tokens: int, k: int, backend: Backend
+) -> None:
+    """A single token, more picks than tokens, copies, a zero row, attention that is no distribution, padding."""
+    features = idsel.inputs.exact(1, tokens, 16, seed=tokens).features[0].abs()[torch.arange(tokens) // 2]
+    features[tokens // 2] = 0.0
+    mask = torch.arange(tokens) != tokens - 1 if tokens > 1 else torch.ones(1, dtype=torch.bool)
+    k = backend.fewer(k)
+    picked = backend.select(features, k, rule=rule, importance=torch.full((tokens,), 20.0), mask=mask).indices[0]
+    there = picked[picked >= 0].tolist()
+    assert len(set(there)) == len(there) == min(k, int(mask.sum())) and (picked[len(there) :] == -1).all()
+
+
 def test_carried_files_are_unchanged_and_small() -> None:
     files: dict[str, str] = {}
     for index in CARRIED.glob("*.json"):  # also that of test_at_once_golden
