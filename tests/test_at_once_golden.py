@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -235,17 +236,85 @@ def test_published_code_picked_the_same(run: Run, engine: str, monkeypatch: pyte
     REPLAYS[run.case["source"]](run)
 
 
-@pytest.mark.parametrize("order", ["score", "position"])
-def test_k_distinct_tokens_come_where_the_official_code_fails(order: Any) -> None:
-    texts = [entry["input"] for entry in INDEX["misbehaviour"] if entry["source"] == "vispruner"]
-    sizes = [re.search(r"N=(\d+), visual_token_num=(\d+)", text) for text in texts]
-    found = [(int(size[1]), int(size[2])) for size in sizes if size]
-    assert len(found) >= 6
-    for tokens, k in found:
-        case = idsel.inputs.clustered(1, tokens, 16, seed=tokens)
-        case.features[0, tokens // 2] = 0.0
-        sel = idsel.eliminate_select(case.features, k, case.importance, order=order)
-        assert len(set(sel.indices[0].tolist())) == k and sel.indices.min() >= 0
+# --- Inputs on which the published code fails -------------------------------------------------------------------------
+
+
+def eliminated(tokens: str, k: str, text: str) -> None:
+    """k tokens, whatever the parities of what is left, with a row of zeros, in half precision."""
+    case = idsel.inputs.clustered(1, int(tokens), 16, seed=int(tokens))
+    case.features[0, int(tokens) // 2] = 0.0
+    dtype = next((dtype for dtype in (torch.float16, torch.bfloat16) if str(dtype)[6:] in text), torch.float32)
+    for order in ("score", "position"):
+        assert_distinct(idsel.eliminate_select(case.features.to(dtype), int(k), case.importance, order=order), int(k))
+
+
+def half_precision(dtype: str, tokens: str, k: str, text: str) -> None:
+    eliminated(tokens, k, text)
+
+
+def of_equal_importance(first: str, second: str, text: str) -> None:
+    for count in (int(first), int(second)):
+        sel = idsel.eliminate_select(torch.eye(count), count, torch.ones(count), important=1.0)
+        assert sel.indices[0].tolist() == list(range(count))
+
+
+def a_small_share(dropped: str, tokens: str, text: str) -> None:
+    eliminated(tokens, str(math.ceil(int(tokens) * (1 - float(dropped)))), text)
+
+
+def few_tokens(tokens: str, k: str, pivots: str, text_pivots: str, text: str) -> None:
+    dart(int(tokens), int(k), int(pivots), texts=int(text_pivots))
+
+
+def few_texts(texts: str, text_pivots: str, text: str) -> None:
+    dart(64, 32, 4, int(texts), int(text_pivots))
+
+
+def exactly_k(k: str, pivots: str, text_pivots: str, text: str) -> None:
+    dart(64, int(k), int(pivots), texts=int(text_pivots))
+
+
+def none_at_all(ratio: str, text: str) -> None:
+    dart(64, round(64 * (1 - int(ratio))), 4, texts=4)
+
+
+def dart(tokens: int, k: int, pivots: int, texts: int, text_pivots: int = 4) -> None:
+    case, text = idsel.inputs.clustered(1, tokens, 16), idsel.inputs.clustered(1, texts, 16, seed=1)
+    sel = idsel.dart_select(
+        case.features, k, case.importance, pivots=pivots, text=text.features, text_importance=text.importance,
+        text_pivots=text_pivots,
+    )  # fmt: skip
+    assert_distinct(sel, min(k, tokens))
+
+
+def assert_distinct(sel: idsel.Selection, k: int) -> None:
+    picked = sel.indices[0, :k].tolist()
+    assert len(set(picked)) == len(picked) == k and min(picked, default=0) >= 0 and (sel.indices[0, k:] == -1).all()
+
+
+FAILURES: dict[str, Callable[..., None]] = {
+    r"N=(\d+), visual_token_num=(\d+)": eliminated,
+    r"the same input in (b?float16), N=(\d+), visual_token_num=(\d+)": half_precision,
+    r"argsort\(descending=True\) of equal values.* (\d+) equal values.* (\d+) equal values": of_equal_importance,
+    r"ratio=(\.\d+) of N=(\d+)": a_small_share,
+    r"N=(\d+), max_num_trunction=(\d+), (\d)\+(\d) pivots": few_tokens,
+    r"(\d+) text tokens after the image, pivot_text_token=(\d+)": few_texts,
+    r"max_num_trunction=(\d+), (\d)\+(\d) pivots": exactly_k,
+    r"ratio=(\d): image tokens kept": none_at_all,
+}
+
+
+@pytest.mark.parametrize("engine", [name for name in ("torch", "cpu") if name in idsel.available_backends()])
+@pytest.mark.parametrize("entry", INDEX["misbehaviour"], ids=lambda entry: f"{entry['source']}-{entry['input']}")
+def test_k_distinct_tokens_come_where_the_official_code_fails(
+    entry: dict[str, str], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDSEL_BACKEND", engine)
+    text = f"{entry['input']}: {entry['outcome']}".removeprefix("one zero row, ")
+    ((check, found),) = [
+        (check, found) for pattern, check in FAILURES.items() if (found := re.match(pattern, text)) is not None
+    ]
+    check(*found.groups(), text)
 
 
 def test_every_source_and_every_recorded_run_is_replayed() -> None:

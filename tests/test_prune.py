@@ -128,6 +128,26 @@ def test_d2pruner_is_protected_pivots_and_an_independent_set(radius: int, backen
         assert out.selection.indices[b, first:].tolist() == expected[first:]
 
 
+def test_d2pruner_of_a_ragged_batch(backend: Backend) -> None:
+    """A grid and a k for each picture, and attention against a prior of its position."""
+    sides, k = [(5, 6), (0, 3), (7, 1), (1, 23)], backend.fewer([20, 0, 3, 11])
+    offsets, prior = RAGGED.cu_seqlens, torch.rand(60, generator=torch.Generator().manual_seed(4)) + 0.5
+    importance = idsel.importance.debias(RAGGED.importance, prior)
+    shares = [int(0.7 * count) for count in k]
+    chosen = idsel.topk_select(RAGGED.features, shares, importance, cu_seqlens=offsets).flat(offsets)
+    pivots = torch.zeros(60, dtype=torch.bool).index_fill(0, chosen, True)
+    out = pruned(
+        backend, FLAT, k=k, rule=idsel.HardSuppress(radius=1), importance=importance, features=RAGGED.features,
+        cu_seqlens=offsets, protect=pivots, grids=torch.tensor(sides), order="pick",
+    )  # fmt: skip
+    samples = zip(RAGGED.features.split(LENGTHS), importance.split(LENGTHS), k, shares, sides, strict=True)
+    for b, (features, of_sample, count, share, grid) in enumerate(samples):
+        expected = literal_d2pruner(features, of_sample, count, 1, grid)
+        picked = out.selection.indices[b]
+        assert sorted(picked[:share].tolist()) == sorted(expected[:share])
+        assert picked[share:count].tolist() == expected[share:]
+
+
 # --- On every backend -------------------------------------------------------------------------------------------------
 
 

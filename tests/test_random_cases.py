@@ -4,6 +4,8 @@ negative importance, more picks than tokens.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,14 @@ def random_call(seed: int) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array).float() for name, array in arrays.items()} | {"mask": torch.from_numpy(mask)}
 
 
+def random_suppression(seed: int, tokens: int) -> tuple[idsel.HardSuppress, tuple[int, int]]:
+    """A rule, and height and width of the picture; such thresholds are similarities, too."""
+    rng = np.random.default_rng(seed)
+    height = int(rng.choice([side for side in range(1, tokens + 1) if tokens % side == 0]))
+    rule = idsel.HardSuppress(float(rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0])), radius=int(rng.integers(0, 4)))
+    return rule, (height, tokens // height)
+
+
 def seeds(backend: Backend, part: int) -> range:
     """A tenth of all; device code on the CPU takes the first of each."""
     return range(part * 50, part * 50 + (5 if backend in (EMULATED, INTERPRETED) else 50))
@@ -51,3 +61,18 @@ def test_picks_are_those_of_the_literal_version(name: str, part: int, backend: B
             np.testing.assert_allclose(sel.scores[0], scores, rtol=1e-6, atol=1e-6)
         else:
             idsel.testing.check_selection(sel, **call, rule=rule).assert_ok(REGRET)
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_suppression_on_a_grid_is_that_of_the_literal_version(part: int, backend: Backend) -> None:
+    for seed in seeds(backend, part):
+        features, importance, mask = random_call(seed).values()
+        k = 1 + seed % (len(features) + 2)
+        rule, sides = random_suppression(seed, len(features))
+        sel = backend.select(
+            features[None], k, rule=rule, importance=importance[None], mask=mask[None], grids=torch.tensor([sides])
+        )
+        literal = dataclasses.replace(rule, grid=sides)
+        expected, scores = naive_select(features.numpy(), k, literal, importance.numpy(), mask.numpy())
+        assert sel.indices[0].tolist() == expected, seed
+        np.testing.assert_allclose(sel.scores[0], scores, rtol=0, atol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,45 @@ def test_same_picks_on_the_clear_prefix_and_small_regret(case: dict[str, Any], b
     idsel.testing.check_selection(sel, **inputs, rule=rule).assert_ok(GOLDEN_REGRET)
 
 
-@pytest.mark.parametrize(("tokens", "k"), [(1, 1), (1, 3), (7, 9), (33, 32)])
-@pytest.mark.parametrize("rule", [idsel.MaxMin(weighted=True), idsel.MatrixCoverage()], ids=["flashvid", "mmtok"])
+def _failing(entry: dict[str, str]) -> tuple[idsel.Rule, dict[str, torch.Tensor], int]:
+    """The rule, its inputs and k for an input on which the published code fails, from its description."""
+    text = entry["input"]
+
+    def number(pattern: str, default: int) -> int:
+        found = re.search(pattern, text)
+        return int(found[1]) if found else default
+
+    tokens, k = number(r"N=(\d+)", number(r"^(\d+) tokens", 64)), number(r"k=(\d+)", 1)
+    if "each four times" in text:
+        tokens *= 4
+    features = idsel.inputs.clustered(1, tokens, 16, seed=tokens).features[0].abs()
+    if "each four times" in text:
+        features = features[torch.arange(tokens) // 4]
+    if "zero row" in text:
+        features[number(r"token (\d+)", tokens // 2)] = 0.0
+    inputs = {"features": features, "mask": torch.arange(tokens) < tokens - number(r"(\d+) of them padding", 0)}
+    if entry["source"] == "mmtok":
+        return idsel.MatrixCoverage(), inputs, k
+    attention = torch.full((tokens,), float(number(r"attention of (\d+)", 1)))
+    if "distribution" not in text:
+        attention = attention / tokens
+    weighted = entry["source"] != "flashvid-div"
+    return idsel.MaxMin(weighted=weighted), {**inputs, **({"importance": attention} if weighted else {})}, k
+
+
+MISBEHAVIOUR = [entry for index in INDICES.values() for entry in index["misbehaviour"]]
+
+
+@pytest.mark.parametrize("entry", MISBEHAVIOUR, ids=[f"{entry['source']}-{entry['input']}" for entry in MISBEHAVIOUR])
 def test_tokens_are_distinct_where_the_published_code_fails_or_repeats_some(
-    rule: idsel.Rule, tokens: int, k: int, backend: Backend
+    entry: dict[str, str], backend: Backend
 ) -> None:
-    """A single token, more picks than tokens, copies, a zero row, attention that is no distribution, padding."""
-    features = idsel.inputs.exact(1, tokens, 16, seed=tokens).features[0].abs()[torch.arange(tokens) // 2]
-    features[tokens // 2] = 0.0
-    mask = torch.arange(tokens) != tokens - 1 if tokens > 1 else torch.ones(1, dtype=torch.bool)
+    rule, inputs, k = _failing(entry)
     k = backend.fewer(k)
-    picked = backend.select(features, k, rule=rule, importance=torch.full((tokens,), 20.0), mask=mask).indices[0]
+    picked = backend.select(**inputs, k=k, rule=rule).indices[0]
     there = picked[picked >= 0].tolist()
-    assert len(set(there)) == len(there) == min(k, int(mask.sum())) and (picked[len(there) :] == -1).all()
+    assert len(set(there)) == len(there) == min(k, int(inputs["mask"].sum())) and (picked[len(there) :] == -1).all()
+    assert inputs["mask"][there].all()
 
 
 def test_carried_files_are_unchanged_and_small() -> None:

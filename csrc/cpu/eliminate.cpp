@@ -33,16 +33,19 @@ void sort_first(std::vector<Ranked>& ranked, size_t count) {
 struct Round {
     enum Side : uint8_t { kGone, kEven, kOdd };
 
-    Round(const Tokens& list, int64_t n) : sides(static_cast<size_t>(n), kGone), gone(sides.size(), kNoKey) {
+    Round(const Tokens& list, int64_t n)
+        : sides(static_cast<size_t>(n), kGone), gone(sides.size(), kNoKey), not_odd(gone) {
         for (size_t at = 0; at < list.size(); ++at) {
-            gone[static_cast<size_t>(list[at])] = 0.0f;
-            sides[static_cast<size_t>(list[at])] = at % 2 == 0 ? kEven : kOdd;
+            const auto token = static_cast<size_t>(list[at]);
+            gone[token] = 0.0f;
+            if (at % 2 == 1) not_odd[token] = 0.0f;
+            sides[token] = at % 2 == 0 ? kEven : kOdd;
             (at % 2 == 0 ? even : odd).push_back(list[at]);
         }
     }
 
     std::vector<Side> sides;  // (n,)
-    std::vector<float> gone;  // (n,) 0 or -inf, to be added to a similarity
+    std::vector<float> gone, not_odd;  // (n,) 0 or -inf, to be added to a similarity
     Tokens even, odd;
 };
 
@@ -79,7 +82,7 @@ class Neighbours {
   private:
     static constexpr size_t kMost = 16;
     // Where the Gram is there, half of so many tokens are looked at in less time than a list takes.
-    static constexpr int64_t kFewTokens = 768;
+    static constexpr int64_t kFewTokens = 1536;
     // Where rows were computed so many times as often as there are tokens, the Gram had been better.
     static constexpr int64_t kMostTimes = 4;
     static constexpr float kUnknown = std::numeric_limits<float>::infinity();  // no similarity exceeds 1
@@ -111,10 +114,8 @@ class Neighbours {
         return static_cast<size_t>(left) < kMost / 2;
     }
 
-    static float by_row(const float* row, const Round& round) {
-        float best = kNoKey;
-        for (const int64_t j : round.odd) best = std::max(best, row[j]);
-        return given_similarity(best);
+    float by_row(const float* row, const Round& round) const {
+        return given_similarity(run_.similarity.kernels().largest_sum(row, round.not_odd.data(), run_.sample.n));
     }
 
     void read_rows(const Tokens& tokens, const Round& round) {

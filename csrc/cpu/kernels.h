@@ -77,6 +77,8 @@ struct Kernels {
     float (*absorb_history)(const void* rule, const HistoryStep& step, float priority);
     // Of at least one number, none of them NaN.
     float (*largest)(const float* numbers, int64_t count);
+    // The largest a[i] + b[i], or -inf. A NaN counts as -inf.
+    float (*largest_sum)(const float* a, const float* b, int64_t count);
     // Sum over i < n of max(0, row[i] - cover[i]), in lanes like a dot product. A NaN counts as 0.
     float (*gain)(const float* row, const float* cover, int64_t n);
 };

@@ -319,6 +319,27 @@ float largest(const float* numbers, int64_t count) {
     return best.largest();
 }
 
+template <class V>
+float largest_sum(const float* a, const float* b, int64_t count) {
+    constexpr int kStreams = 4;
+    float lanes[kLanes], ones[kLanes];
+    std::fill(lanes, lanes + kLanes, -INFINITY);
+    std::fill(ones, ones + kLanes, 1.0f);
+    for (; count % kLanes > 0; --count) lanes[0] = std::max(lanes[0], a[count - 1] + b[count - 1]);
+    const V one = V::load(ones);
+    V best[kStreams];
+    for (V& of_stream : best) of_stream = V::load(lanes);
+    const auto add = [&](int streams) {
+#pragma GCC unroll 4
+        for (int s = 0; s < streams; ++s, a += kLanes, b += kLanes, count -= kLanes) {
+            best[s] = V::larger(V::multiply_add(V::load(a), one, V::load(b)), best[s]);
+        }
+    };
+    while (count >= kStreams * kLanes) add(kStreams);
+    while (count > 0) add(1);
+    return V::larger(V::larger(best[0], best[1]), V::larger(best[2], best[3])).largest();
+}
+
 template <class Rule>
 void weigh(const void* of_rule, int64_t count, float* c) {
     const Rule rule = *static_cast<const Rule*>(of_rule);
@@ -400,6 +421,7 @@ constexpr Kernels table(idsel_isa isa, const char* name) {
                   {},
                   absorb_history<V, DPP>,
                   largest<V>,
+                  largest_sum<V>,
                   gain<V>};
     enter_all<V>(table, AllRules{});
     return table;

@@ -37,7 +37,7 @@ struct Vec {
     }
 
     static Vec larger(Vec a, Vec b) {
-        for (int i = 0; i < 4; ++i) a.part[i] = vmaxq_f32(a.part[i], b.part[i]);
+        for (int i = 0; i < 4; ++i) a.part[i] = vmaxnmq_f32(a.part[i], b.part[i]);
         return a;
     }
     static Vec multiply_add(Vec a, Vec b, Vec c) {

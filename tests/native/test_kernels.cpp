@@ -252,6 +252,23 @@ void compare_gains(const Kernels& a, const Kernels& b) {
     }
 }
 
+void check_largest_sums(const Kernels& k) {
+    Random random(4);
+    const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    for (int64_t n : kDims) {
+        for (int missing : {0, 1, 2, 3}) {  // of three, the whole row where it is more than two
+            std::vector<float> row(static_cast<size_t>(n)), mask(row.size());
+            float best = -infinity;
+            for (size_t i = 0; i < row.size(); ++i) {
+                row[i] = i % 5 == 4 ? nan : i % 11 == 7 ? infinity : random.normal();
+                mask[i] = static_cast<int>(i % 3) < missing ? -infinity : row[i] == infinity ? -infinity : 0.5f;
+                if (row[i] + mask[i] > best) best = row[i] + mask[i];
+            }
+            CHECK(same_bits(best, k.largest_sum(row.data(), mask.data(), n)));
+        }
+    }
+}
+
 // All 65536 patterns, against arithmetic on the fields.
 void check_half(const Kernels& k) {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -275,6 +292,7 @@ void check_all(const Kernels& k) {
     check_tile(k);
     check_rows(k);
     check_columns(k);
+    check_largest_sums(k);
     check_half(k);
     std::printf("checked %s\n", k.name);
 }
