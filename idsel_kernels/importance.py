@@ -297,11 +297,12 @@ def key_norms(k: Tensor, p: float = 1.0, *, largest: bool = True) -> Tensor:
 
     The default is the importance by which DART (EMNLP 2025, arXiv 2502.11494) takes its pivots: the L1 norm of the keys
     of all heads. In a decoder low L2 norms of keys were found to go with high attention (Devoto et al., EMNLP 2024,
-    arXiv 2406.11430, where each head is ranked on its own): `p=2, largest=False` scores that way.
+    arXiv 2406.11430, where each head is ranked on its own): `p=2, largest=False` scores that way. Of values the L1 norm
+    times the attention a token gets is the score of VATP (Guo et al., EMNLP 2024, arXiv 2406.12335).
 
     Args:
-        k: (B, H, N, d), (H, N, d) or any leading dimensions; float16, bfloat16, float32 or float64. In grouped-query
-            attention H counts the key heads: repeating each head for its group would scale all norms alike.
+        k: keys or values, (B, H, N, d), (H, N, d) or any leading dimensions; float16, bfloat16, float32 or float64. In
+            grouped-query attention H counts the key heads: repeating each for its group would scale all norms alike.
         p: >= 1 and finite.
         largest: False returns the norms negated, so that higher is still more important. For rules that ask for
             importance >= 0 rescale them, `minmax(key_norms(k, 2, largest=False))`.

@@ -1,10 +1,11 @@
-"""The rules without a suite of their own beside NumPy loops of their methods: `python -m bench.tools.numpy_loops`.
+"""Rules without a suite of their own, and parameters, beside NumPy loops of their methods.
 
     python -m bench.tools.numpy_loops [--shape 576 1024] [--k 64] [--threads 1]
 
 One sample, float32, on the CPU, all by turns in one process on the same input. The loops work on features that are
 normalised beforehand where the official code does so too:
 
+- ID-Selection, TRIO: all similarities by one product, then an update per pick.
 - FlashVID: all distances by one product, then a minimum per pick.
 - MMTok: of the matrix that `compat.mmtok.matrix` makes with 20 text tokens, all gains afresh for every pick.
 - VisPruner: each round multiplies the rows of A and B and sorts.
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 import idsel_kernels as idsel
-from idsel_kernels import DART, Elimination, MatrixCoverage, MaxMin
+from idsel_kernels import DART, Elimination, HardSuppress, IDSelection, MatrixCoverage, MaxMin
 from idsel_kernels.compat.mmtok import matrix
 
 from ..harness import Budget, interleave
@@ -38,6 +39,32 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 def by_importance(importance: np.ndarray) -> np.ndarray:
     return np.argsort(-importance, kind="stable")
+
+
+def lower(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """ID-Selection, who is at the floor by importance."""
+    unit = unit_rows(x)
+    similarities, left, picks = unit @ unit.T, importance.copy(), []
+    while len(picks) < k and left.max() > 0:
+        picks.append(int(left.argmax()))
+        likeness = np.exp(-20 * np.maximum(0, 1 - similarities[picks[-1]]) ** 2)
+        left = np.maximum(0, left - likeness * left[picks[-1]])
+        left[picks] = 0
+    rest = [j for j in by_importance(importance) if j not in picks]
+    return np.array(picks + rest[: k - len(picks)])
+
+
+def suppress(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
+    """TRIO; then the others by importance."""
+    unit = unit_rows(x)
+    similarities, free, picks = unit @ unit.T, np.ones(len(x), dtype=bool), []
+    order = by_importance(importance)
+    for j in order:
+        if len(picks) < k and free[j]:
+            picks.append(j)
+            free &= similarities[j] <= 0.8
+    rest = [j for j in order if j not in picks]
+    return np.array(picks + rest[: k - len(picks)])
 
 
 def weighted_max_min(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
@@ -107,6 +134,8 @@ def dart_by_rows(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
 
 Selector = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 LOOPS: dict[str, tuple[idsel.Rule, dict[str, Selector]]] = {
+    'IDSelection(ties="importance")': (IDSelection(ties="importance"), {"NumPy": lower}),
+    "HardSuppress": (HardSuppress(), {"NumPy": suppress}),
     "MaxMin(weighted=True)": (MaxMin(weighted=True), {"NumPy": weighted_max_min}),
     "MatrixCoverage": (MatrixCoverage(), {"NumPy": cover}),
     "Elimination": (Elimination(), {"NumPy": eliminate}),

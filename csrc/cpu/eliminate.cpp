@@ -44,7 +44,7 @@ struct Round {
         }
     }
 
-    std::vector<Side> sides;  // (n,)
+    std::vector<Side> sides;           // (n,)
     std::vector<float> gone, not_odd;  // (n,) 0 or -inf, to be added to a similarity
     Tokens even, odd;
 };
