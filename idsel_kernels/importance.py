@@ -265,7 +265,8 @@ def norms(x: Tensor, p: float = 2.0) -> Tensor:
     """Norm of each token's features, keys or values over the last axis: `(sum over channels of |x|**p)**(1 / p)`.
 
     For keys or values of several heads see `key_norms`. That long vectors are important ones is a common assumption
-    and our default p = 2 a common choice; neither is the rule of a paper.
+    and our default p = 2 a common choice; neither is the rule of a paper. In vision transformers without registers the
+    longest tokens are artefacts in the background (Darcet et al., ICLR 2024, arXiv 2309.16588): look before you use it.
 
     Args:
         x: (B, N, D), (N, D), ragged (T, D) or any leading dimensions, float16, bfloat16, float32 or float64.

@@ -222,10 +222,10 @@ class MaxMin(Rule):
     """Farthest point sampling in cosine distance: DivPrune, CVPR 2025 (arXiv 2503.02175); FlashVID (arXiv 2602.08024).
 
     The first pick is the token whose nearest other token is farthest; then always the token whose nearest picked
-    token is farthest: `s_j = min over picked i of (1 - c_ij)`. Weighted, these distances are multiplied by the
-    importance of the token that they lead to, `max(0, importance_j)`; else importance is not used, except that a NaN
-    or -inf there makes a token unselectable, as with every rule. A sample of one token reports a priority of +inf
-    (weighted, of 0 where it weighs nothing).
+    token is farthest: `s_j = min over picked i of (1 - c_ij)`. Weighted, it is `s_j = w_j * min over picked i of
+    (1 - c_ij)`, at the start over all i but j, where `w_j` is the importance, at least 0 and at most 2**100; else
+    importance is not used, except that a NaN or -inf there makes a token unselectable, as with every rule. A sample of
+    one token reports a priority of +inf (weighted, of 0 where it weighs nothing).
 
     Weights that differ by 10**7 and more are beyond float32: what rounding leaves of the distance to a copy, times the
     larger one, then outranks every token of the smaller.
@@ -448,7 +448,7 @@ ResidualOrder = Literal["score", "position"]
 
 @dataclass(frozen=True)
 class Elimination(Rule):
-    """Important tokens, and what rounds of elimination leave of the others: VisPruner, ICCV 2025.
+    """Important tokens, and what rounds of elimination leave of the others: VisPruner, ICCV 2025 (arXiv 2412.01818).
 
     A share of the k tokens is kept for its importance. The others form a list. Each round splits it into every second
     token A and the rest B, gives every token of A its largest similarity to one of B, and drops up to 8 of A for which

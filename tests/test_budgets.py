@@ -32,6 +32,7 @@ from idsel_kernels.budgets import (
     vidcom2,
     vidcom2_scores,
 )
+from idsel_kernels.importance import frame_difference
 
 GOLDEN = Path(__file__).parent / "data" / "budgets"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -59,11 +60,11 @@ def golden_arrays(case: dict[str, Any]) -> tuple[Tensor, Callable[[str], Tensor]
     return features, lambda name: torch.from_numpy(data[f"{case['run']}_{name}"])
 
 
-def golden_video(case: dict[str, Any]) -> tuple[Tensor, list[int], Callable[[str], Tensor]]:
-    """The features as (T, n, D), the tokens that the source kept in each frame, and its arrays."""
+def golden_video(case: dict[str, Any]) -> tuple[Tensor, Tensor, Callable[[str], Tensor]]:
+    """The features as (T, n, D), the tokens that the source kept as (T, n), and its arrays."""
     features, array = golden_arrays(case)
     video = features.reshape(case["params"]["frames"], -1, features.shape[-1])
-    return video, array("mask").reshape(video.shape[:-1]).sum(-1).tolist(), array
+    return video, array("mask").reshape(video.shape[:-1]), array
 
 
 @pytest.mark.parametrize("name", INDEX["files"])
@@ -91,8 +92,8 @@ def test_holov_golden(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", golden_cases("vidcom2", "vllm-vidcom2"))
 def test_vidcom2_golden(case: dict[str, Any]) -> None:
-    video, counts, array = golden_video(case)
-    n = video.shape[1]
+    video, kept, array = golden_video(case)
+    n, counts = video.shape[1], kept.sum(1).tolist()
     params = case["params"]
     keep_ratio = params["base_scale"] if case["source"] == "vidcom2" else 1.0 - params["q"]
     frame_scores, token_scores = vidcom2_scores(video)
@@ -104,13 +105,18 @@ def test_vidcom2_golden(case: dict[str, Any]) -> None:
     else:
         assert vidcom2(frame_scores, n, keep_ratio, token_scores).tolist() == counts
         assert vidcom2(frame_scores, n, keep_ratio).sum() == case["target"]
+    assert torch.equal(idsel.topk_select(video, counts, -token_scores).keep_mask(n), kept)
 
 
 @pytest.mark.parametrize("case", golden_cases("vllm-evs"))
 def test_evs_golden(case: dict[str, Any]) -> None:
-    video, counts, array = golden_video(case)
+    video, kept, array = golden_video(case)
+    counts = kept.sum(1).tolist()
     assert evs(video, 1.0 - case["params"]["q"]).tolist() == counts
     assert by_top_scores(array("scores").reshape(video.shape[:-1]), case["target"]).tolist() == counts
+    changed = frame_difference(video, first=255.0).flatten()
+    sel = idsel.topk_select(video.flatten(0, 1), case["target"], changed)
+    assert torch.equal(sel.keep_mask(kept.numel())[0], kept.flatten())
 
 
 # per_frame
