@@ -129,7 +129,7 @@ def test_d2pruner_is_protected_pivots_and_an_independent_set(radius: int, backen
 
 
 def test_d2pruner_of_a_ragged_batch(backend: Backend) -> None:
-    """A grid and a k for each picture, and attention against a prior of its position."""
+    """A grid and a k for each picture, and debiased attention."""
     sides, k = [(5, 6), (0, 3), (7, 1), (1, 23)], backend.fewer([20, 0, 3, 11])
     offsets, prior = RAGGED.cu_seqlens, torch.rand(60, generator=torch.Generator().manual_seed(4)) + 0.5
     importance = idsel.importance.debias(RAGGED.importance, prior)

@@ -34,8 +34,8 @@ def random_call(seed: int, exact: bool = True) -> dict[str, torch.Tensor]:
 
 
 def random_suppression(seed: int, tokens: int) -> tuple[idsel.HardSuppress, tuple[int, int]]:
-    """A rule, and height and width of the picture; such thresholds are similarities, too."""
-    rng = np.random.default_rng(seed)
+    """A rule, and height and width of the picture. Similarities of `random_call` hit most thresholds exactly."""
+    rng = np.random.default_rng([seed, 1])
     height = int(rng.choice([side for side in range(1, tokens + 1) if tokens % side == 0]))
     rule = idsel.HardSuppress(float(rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0])), radius=int(rng.integers(0, 4)))
     return rule, (height, tokens // height)
@@ -72,10 +72,8 @@ def test_suppression_on_a_grid_is_that_of_the_literal_version(part: int, backend
         features, importance, mask = random_call(seed).values()
         k = 1 + seed % (len(features) + 2)
         rule, sides = random_suppression(seed, len(features))
-        sel = backend.select(
-            features[None], k, rule=rule, importance=importance[None], mask=mask[None], grids=torch.tensor([sides])
-        )
+        sel = backend.select(features, k, rule=rule, importance=importance, mask=mask, grids=torch.tensor([sides]))
         literal = dataclasses.replace(rule, grid=sides)
         expected, scores = naive_select(features.numpy(), k, literal, importance.numpy(), mask.numpy())
         assert sel.indices[0].tolist() == expected, seed
-        np.testing.assert_allclose(sel.scores[0], scores, rtol=0, atol=0)
+        assert sel.scores[0].tolist() == scores, seed

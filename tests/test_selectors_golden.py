@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,32 +59,38 @@ def test_same_picks_on_the_clear_prefix_and_small_regret(case: dict[str, Any], b
     idsel.testing.check_selection(sel, **inputs, rule=rule).assert_ok(GOLDEN_REGRET)
 
 
-def _failing(entry: dict[str, str]) -> tuple[idsel.Rule, dict[str, torch.Tensor], int]:
-    """The rule, its inputs and k for an input on which the published code fails, from its description."""
-    text = entry["input"]
+@dataclass(frozen=True)
+class Failing:
+    """An input on which the published code fails."""
 
-    def number(pattern: str, default: int) -> int:
-        found = re.search(pattern, text)
-        return int(found[1]) if found else default
+    tokens: int
+    k: int
+    copies: int = 1
+    zero_row: int | None = None
+    padding: int = 0
+    attention: float | None = None  # of each token; none: a distribution
 
-    tokens, k = number(r"N=(\d+)", number(r"^(\d+) tokens", 64)), number(r"k=(\d+)", 1)
-    if "each four times" in text:
-        tokens *= 4
-    features = idsel.inputs.clustered(1, tokens, 16, seed=tokens).features[0].abs()
-    if "each four times" in text:
-        features = features[torch.arange(tokens) // 4]
-    if "zero row" in text:
-        features[number(r"token (\d+)", tokens // 2)] = 0.0
-    inputs = {"features": features, "mask": torch.arange(tokens) < tokens - number(r"(\d+) of them padding", 0)}
-    if entry["source"] == "mmtok":
-        return idsel.MatrixCoverage(), inputs, k
-    attention = torch.full((tokens,), float(number(r"attention of (\d+)", 1)))
-    if "distribution" not in text:
-        attention = attention / tokens
-    weighted = entry["source"] != "flashvid-div"
-    return idsel.MaxMin(weighted=weighted), {**inputs, **({"importance": attention} if weighted else {})}, k
+    def inputs(self) -> dict[str, torch.Tensor]:
+        features = idsel.inputs.clustered(1, self.tokens, 16, seed=self.tokens).features[0].abs()
+        features = features[torch.arange(self.tokens) // self.copies]
+        if self.zero_row is not None:
+            features[self.zero_row] = 0.0
+        there = torch.arange(self.tokens) < self.tokens - self.padding
+        weight = 1 / self.tokens if self.attention is None else self.attention
+        return {"features": features, "importance": torch.full((self.tokens,), weight), "mask": there}
 
 
+FAILING = {
+    "N=1": Failing(1, 1),
+    "k=8 of N=5": Failing(5, 8),
+    "one zero row (token 5), k=8: picks": Failing(64, 8, zero_row=5),
+    "8 tokens, each four times, k=16: distinct picks": Failing(32, 16, copies=4),
+    "8 tokens, each four times, attention of 20 per token instead of a distribution, k=32: distinct picks": Failing(
+        32, 32, copies=4, attention=20.0
+    ),
+    "10 tokens, 3 of them padding, k=10: picks": Failing(10, 10, padding=3),
+    "one zero row, k=8: picks": Failing(64, 8, zero_row=32),
+}
 MISBEHAVIOUR = [entry for index in INDICES.values() for entry in index["misbehaviour"]]
 
 
@@ -92,12 +98,15 @@ MISBEHAVIOUR = [entry for index in INDICES.values() for entry in index["misbehav
 def test_tokens_are_distinct_where_the_published_code_fails_or_repeats_some(
     entry: dict[str, str], backend: Backend
 ) -> None:
-    rule, inputs, k = _failing(entry)
-    k = backend.fewer(k)
-    picked = backend.select(**inputs, k=k, rule=rule).indices[0]
+    failing = FAILING[entry["input"]]
+    inputs = failing.inputs()
+    if entry["source"] == "flashvid-adts-v2":
+        inputs["importance"] = inputs["importance"] * event_relevance(inputs["features"][None])[0]
+    rule = idsel.MatrixCoverage() if entry["source"] == "mmtok" else idsel.MaxMin(weighted="adts" in entry["source"])
+    picked = backend.select(**inputs, k=failing.k, rule=rule).indices[0]
     there = picked[picked >= 0].tolist()
-    assert len(set(there)) == len(there) == min(k, int(inputs["mask"].sum())) and (picked[len(there) :] == -1).all()
-    assert inputs["mask"][there].all()
+    assert len(set(there)) == len(there) == min(failing.k, int(inputs["mask"].sum()))
+    assert (picked[len(there) :] == -1).all() and inputs["mask"][there].all()
 
 
 def test_carried_files_are_unchanged_and_small() -> None:

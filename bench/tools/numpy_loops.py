@@ -1,4 +1,4 @@
-"""Rules without a suite of their own, and parameters, beside NumPy loops of their methods.
+"""NumPy loops of methods whose rules, or parameters of rules, have no benchmark suite, beside ours.
 
     python -m bench.tools.numpy_loops [--shape 576 1024] [--k 64] [--threads 1]
 
@@ -41,30 +41,38 @@ def by_importance(importance: np.ndarray) -> np.ndarray:
     return np.argsort(-importance, kind="stable")
 
 
+def filled_up(picks: list[int], importance: np.ndarray, k: int) -> np.ndarray:
+    """With the most important of the others."""
+    if len(picks) == k:
+        return np.array(picks)
+    order, taken = by_importance(importance), np.zeros(len(importance), dtype=bool)
+    taken[picks] = True
+    return np.concatenate([picks, order[~taken[order]][: k - len(picks)]])
+
+
 def lower(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
-    """ID-Selection, who is at the floor by importance."""
+    """ID-Selection; tokens at the floor follow by importance."""
     unit = unit_rows(x)
     similarities, left, picks = unit @ unit.T, importance.copy(), []
     while len(picks) < k and left.max() > 0:
         picks.append(int(left.argmax()))
         likeness = np.exp(-20 * np.maximum(0, 1 - similarities[picks[-1]]) ** 2)
         left = np.maximum(0, left - likeness * left[picks[-1]])
-        left[picks] = 0
-    rest = [j for j in by_importance(importance) if j not in picks]
-    return np.array(picks + rest[: k - len(picks)])
+        left[picks[-1]] = 0
+    return filled_up(picks, importance, k)
 
 
 def suppress(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:
     """TRIO; then the others by importance."""
     unit = unit_rows(x)
     similarities, free, picks = unit @ unit.T, np.ones(len(x), dtype=bool), []
-    order = by_importance(importance)
-    for j in order:
-        if len(picks) < k and free[j]:
+    for j in by_importance(importance):
+        if free[j]:
             picks.append(j)
             free &= similarities[j] <= 0.8
-    rest = [j for j in order if j not in picks]
-    return np.array(picks + rest[: k - len(picks)])
+        if len(picks) == k:
+            break
+    return filled_up(picks, importance, k)
 
 
 def weighted_max_min(x: np.ndarray, importance: np.ndarray, k: int) -> np.ndarray:

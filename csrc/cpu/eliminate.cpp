@@ -81,7 +81,7 @@ class Neighbours {
 
   private:
     static constexpr size_t kMost = 16;
-    // Where the Gram is there, half of so many tokens are looked at in less time than a list takes.
+    // Where the Gram is there, a whole row of so many is searched in less time than a list takes.
     static constexpr int64_t kFewTokens = 1536;
     // Where rows were computed so many times as often as there are tokens, the Gram had been better.
     static constexpr int64_t kMostTimes = 4;
